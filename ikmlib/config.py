@@ -1,0 +1,79 @@
+"""Where things are, and how much each profile does.
+
+A profile says how much is done (updates, seeds, images), never what is done: equations, loss and scoring protocol are the
+same in all of them.
+"""
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PAPER = Path(__file__).resolve().parent / "paper"
+
+
+def results_root() -> Path:
+    """Folder of all records: `IKM_RESULTS`, else `results/` of the project."""
+    return Path(os.environ.get("IKM_RESULTS") or ROOT / "results")
+
+
+def cache_root() -> Path:
+    """Folder of downloaded image sets: `IKM_CACHE`, else `~/.cache/ikm`."""
+    return Path(os.environ.get("IKM_CACHE") or Path.home() / ".cache" / "ikm")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How much one profile trains and scores.
+
+    `train_sets` and `test_sets` are tried in order; a profile whose training sets are not installed falls back to the
+    embedded photographs, and every record says which it used.
+    """
+
+    name: str
+    summary: str
+    updates: int                    # optimiser steps of one run
+    batch: int                      # patches in a mini-batch
+    patch: int                      # LR patch side, pixels
+    seeds: tuple[int, ...]
+    train_sets: tuple[str, ...]
+    test_sets: tuple[str, ...]
+    test_crop: int | None = None    # centre crop of test images, HR pixels; None scores whole images
+    validations: int = 10           # points of the validation curve
+    evidence: bool = True           # False: numbers of this profile never carry a verdict
+
+
+BENCHMARKS = ("Set5", "Set14", "BSD100", "Urban100", "Manga109")
+
+PROFILES = {
+    p.name: p
+    for p in (
+        Profile("smoke", "does everything run? Embedded photographs, minutes on two CPU cores; not evidence",
+                updates=30, batch=4, patch=16, seeds=(0,), train_sets=("embedded-train",),
+                test_sets=("embedded-test",), test_crop=128, validations=3, evidence=False),
+        Profile("cpu", "weak but real evidence: a night on a laptop without a GPU",
+                updates=2000, batch=8, patch=24, seeds=(0, 1, 2), train_sets=("T91", "BSDS500"),
+                test_sets=BENCHMARKS[:3]),
+        Profile("small", "the reduced-data reproduction on one GPU",
+                updates=30_000, batch=16, patch=48, seeds=(0, 1, 2), train_sets=("T91", "BSDS500"),
+                test_sets=BENCHMARKS, validations=30),
+        Profile("paper", "the published budget of the ablations (the final models of Tables I and II take five times it)",
+                updates=200_000, batch=16, patch=48, seeds=(0, 1, 2), train_sets=("DIV2K",),
+                test_sets=BENCHMARKS, validations=100),
+    )
+}
+
+
+def get_profile(name: str) -> Profile:
+    """The profile called `name`; `auto` is `small` where CUDA is, else `smoke`.
+
+    Raises ValueError for a name that is not one of PROFILES or `auto`.
+    """
+    if name == "auto":
+        import torch
+
+        name = "small" if torch.cuda.is_available() else "smoke"
+    if name not in PROFILES:
+        raise ValueError(f"unknown profile {name!r}; allowed: auto, {', '.join(PROFILES)}")
+    return PROFILES[name]

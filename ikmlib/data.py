@@ -1,0 +1,168 @@
+"""From images to mini-batches: MATLAB's imresize, the training/validation split, and the patch sampler."""
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import datasets
+
+# Validation images are cut from the training images once and for all: every n-th in order of name.
+VALIDATION_EVERY = {"BSDS500": 40, "DIV2K": 80}
+VALIDATION_CROP = 192   # HR pixels, centre
+
+
+# --- MATLAB's imresize --------------------------------------------------------------------------------------------------
+
+
+def _cubic(x: np.ndarray) -> np.ndarray:
+    """Keys' cubic kernel, a = -0.5."""
+    x = np.abs(x)
+    return np.where(x <= 1, 1.5 * x**3 - 2.5 * x**2 + 1, np.where(x < 2, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2, 0.0))
+
+
+def _contributions(size: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """For each output position: the input positions it is made of and their weights, both (output size, taps)."""
+    stretch = min(scale, 1.0)   # below 1 the kernel is widened: anti-aliasing
+    width = 4 / stretch
+    u = (np.arange(int(np.ceil(size * scale - 1e-9))) + 0.5) / scale - 0.5
+    index = np.floor(u - width / 2)[:, None].astype(int) + np.arange(int(np.ceil(width)) + 2)
+    weights = stretch * _cubic(stretch * (u[:, None] - index))
+    weights /= weights.sum(1, keepdims=True)
+    index = index % (2 * size)   # symmetric borders: ... 1 0 | 0 1 2 ... n-1 | n-1 n-2 ...
+    return np.where(index < size, index, 2 * size - 1 - index), weights
+
+
+def _resize_rows(image: np.ndarray, scale: float) -> np.ndarray:
+    """One pass, over the first axis, rounded to uint8 half away from zero."""
+    index, weights = _contributions(len(image), scale)
+    image = image.astype(np.float64)
+    out = np.zeros((len(index), *image.shape[1:]))
+    for tap in np.flatnonzero(np.any(weights, axis=0)):
+        out += weights[:, tap, None, None] * image[index[:, tap]]
+    return np.floor(np.clip(out, 0, 255) + 0.5).astype(np.uint8)
+
+
+def imresize(image_uint8_hwc: np.ndarray, scale: float) -> np.ndarray:
+    """MATLAB's `imresize(image, scale)` for uint8, bit for bit: bicubic, anti-aliased when shrinking.
+
+    (H, W, C) uint8, any C, -> (ceil(H scale), ceil(W scale), C) uint8. `scale` is MATLAB's factor: 1/2 halves, 2 doubles.
+    The height pass is rounded to uint8 before the width pass. Raises ValueError for another type or a scale <= 0.
+    """
+    image = np.asarray(image_uint8_hwc)
+    if image.dtype != np.uint8 or image.ndim != 3:
+        raise ValueError(f"imresize takes a uint8 image (H, W, C), not {image.dtype} {image.shape}")
+    if not np.isfinite(scale) or scale <= 0:
+        raise ValueError(f"scale must be positive, not {scale}")
+    return _resize_rows(_resize_rows(image, scale).swapaxes(0, 1), scale).swapaxes(0, 1)
+
+
+def crop_to_multiple(image: np.ndarray, scale: int) -> np.ndarray:
+    """The upper left part of (H, W, C) whose height and width are multiples of `scale`."""
+    return image[:image.shape[0] // scale * scale, :image.shape[1] // scale * scale]
+
+
+def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """The centre of (H, W, C), at most `size` pixels high and wide."""
+    top, left = ((max(n - size, 0)) // 2 for n in image.shape[:2])
+    return image[top:top + size, left:left + size]
+
+
+def to_rgb(image: np.ndarray) -> np.ndarray:
+    """(H, W, 1) or (H, W, 3) -> (H, W, 3)."""
+    return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
+
+
+# --- training and validation images -------------------------------------------------------------------------------------
+
+
+def split(names: tuple[str, ...]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Training and validation images of the named training sets: (train, validation), each "set/image" -> uint8 RGB.
+
+    Validation images are centre crops of VALIDATION_CROP pixels. Raises ValueError if a set is a test set, and
+    FileNotFoundError if one is not installed.
+    """
+    train, validation = {}, {}
+    for name in names:
+        if datasets.SETS[name].role != "train":
+            raise ValueError(f"{name} is a {datasets.SETS[name].role} set: it must not be trained on")
+        every = VALIDATION_EVERY.get(name)
+        for i, (image, pixels) in enumerate(datasets.load(name).items()):
+            held_out = every is not None and i % every == 0
+            (validation if held_out else train)[f"{name}/{image}"] = to_rgb(pixels)
+    if names == ("embedded-train",):
+        validation = {f"embedded-val/{k}": to_rgb(v) for k, v in datasets.load("embedded-val").items()}
+    return train, {k: centre_crop(v, VALIDATION_CROP) for k, v in validation.items()}
+
+
+class _Pixels:
+    """Images of any sizes as one flat uint8 tensor on the device, so that a whole mini-batch is one gather."""
+
+    def __init__(self, images: list[np.ndarray], device: torch.device):
+        sizes = torch.tensor([image.shape[:2] for image in images])
+        self.width = sizes[:, 1].to(device)
+        self.start = (torch.cumsum(sizes.prod(1), 0) - sizes.prod(1)).to(device)
+        self.rgb = torch.from_numpy(np.concatenate([image.reshape(-1, 3) for image in images])).to(device)
+
+    def crop(self, image: Tensor, top: Tensor, left: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """Pixels at (top + rows, left + columns) of each image: image, top, left (B,), rows, columns (B, p, p) ->
+        (B, 3, p, p) in 0..1, channels last in memory."""
+        place = lambda v: v[:, None, None]  # noqa: E731
+        index = place(self.start[image] + top * self.width[image] + left) + rows * place(self.width[image]) + columns
+        return self.rgb[index].permute(0, 3, 1, 2).float() / 255
+
+
+class PatchSampler:
+    """Aligned, augmented LR/HR patch pairs cut on the device; batch u is a pure function of (seed, u).
+
+    Every image is equally likely, then every position in it, then each of the 8 flips and rotations. Nothing is kept between
+    batches, so training continues anywhere, and models trained with one seed see the same batches.
+    `images`: uint8 (H, W, 3) each; `patch`: LR pixels. Raises ValueError if an image is smaller than an HR patch.
+    """
+
+    def __init__(self, images: dict[str, np.ndarray], scale: int, patch: int, *, device: torch.device | str = "cpu"):
+        if not images:
+            raise ValueError("no training images")
+        for name, image in images.items():
+            if min(image.shape[:2]) < patch * scale:
+                raise ValueError(f"image {name} of {image.shape[0]} x {image.shape[1]} pixels is smaller than an HR patch "
+                                 f"of {patch * scale} x {patch * scale} ({patch} at x{scale})")
+        self.scale, self.patch, self.device = scale, patch, torch.device(device)
+        hr = [crop_to_multiple(image, scale) for image in images.values()]
+        lr = [imresize(image, 1 / scale) for image in hr]
+        self._size = np.array([image.shape[:2] for image in lr])
+        self._lr, self._hr = _Pixels(lr, self.device), _Pixels(hr, self.device)
+
+    def _draw(self, seed: int, update: int, batch: int) -> Tensor:
+        """Image, top, left, transpose, flip rows, flip columns: (6, B) integers."""
+        random = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, update]))
+        image = random.integers(len(self._size), size=batch)
+        room = self._size[image] - self.patch + 1
+        corner = (random.random((batch, 2)) * room).astype(np.int64)
+        return torch.from_numpy(np.stack([image, *corner.T, *random.integers(2, size=(3, batch))])).to(self.device)
+
+    def _grid(self, side: int, transpose: Tensor, flip_rows: Tensor, flip_columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Where each pixel of an augmented side x side patch comes from: rows, columns (B, side, side)."""
+        i = torch.arange(side, device=self.device)
+        rows, columns = i[None, :, None], i[None, None, :]
+        t, fr, fc = (v.bool()[:, None, None] for v in (transpose, flip_rows, flip_columns))
+        rows, columns = torch.where(t, columns, rows), torch.where(t, rows, columns)
+        return torch.where(fr, side - 1 - rows, rows), torch.where(fc, side - 1 - columns, columns)
+
+    def batch(self, seed: int, update: int, batch: int) -> tuple[Tensor, Tensor]:
+        """Mini-batch `update`: LR (B, 3, p, p) and HR (B, 3, sp, sp), RGB in 0..1."""
+        image, top, left, *augmentation = self._draw(seed, update, batch)
+        s, p = self.scale, self.patch
+        return (self._lr.crop(image, top, left, *self._grid(p, *augmentation)),
+                self._hr.crop(image, top * s, left * s, *self._grid(p * s, *augmentation)))
+
+
+@lru_cache(maxsize=2)
+def training_data(names: tuple[str, ...], scale: int, patch: int, device: str) -> tuple[PatchSampler, dict, tuple[str, ...]]:
+    """Sampler, validation images, and the names of the images left out because they are smaller than an HR patch."""
+    train, validation = split(names)
+    small = tuple(name for name, image in train.items() if min(image.shape[:2]) < patch * scale)
+    kept = {name: image for name, image in train.items() if name not in small}
+    return PatchSampler(kept, scale, patch, device=device), validation, small

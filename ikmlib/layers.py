@@ -1,0 +1,226 @@
+"""The paper's equations: contextual attention, image-specific kernel modulation, and the two attentions it is compared with.
+
+Letters, used everywhere: B images in the batch, Ci/Co input/output channels, k kernel size, H/W height and width.
+Attention of image b is a_b (Ci, k, k); the shared kernel is w (Co, Ci, k, k); the modulated kernel is w_b = a_b * w.
+"""
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.modules.utils import _ntuple
+
+GRADIENTS = ("iso", "go", "autograd")
+TRANSFORMS = ("sigmoid", "softmax", "residual")
+ATTENTIONS = ("none", "ca", "sa", "ikm")
+
+
+def _require(name: str, value, allowed: tuple) -> None:
+    if value not in allowed:
+        raise ValueError(f"unknown {name} {value!r}; allowed: {', '.join(map(str, allowed))}")
+
+
+# --- contextual attention generation (CAG), Eqs. 9-11 -------------------------------------------------------------------
+
+
+def pooled_mask(x: Tensor, kernel_size: int | tuple[int, ...], *, tau: float | str = 0.0, strict: bool = False) -> Tensor:
+    """Share of principal pixels in each of the k x k cells of every channel: CAG's steps 1 and 2 (Eq. 10).
+
+    x (B, Ci, H, W) or, for signals, (B, Ci, L) -> (B, Ci, k, k) or (B, Ci, k), values in [0, 1], no gradient.
+    A pixel is principal where x >= tau, or x > tau if `strict`; tau is a number, or "mean" or "median": that of each
+    channel of each image. A channel's cells depend on that channel alone, so a concatenation's are its parts' concatenated.
+    """
+    x = x.detach()
+    if isinstance(tau, str):
+        _require("tau", tau, ("mean", "median"))
+        flat = x.flatten(2)
+        level = flat.mean(-1) if tau == "mean" else flat.median(-1).values
+        tau = level.reshape(*x.shape[:2], *[1] * (x.dim() - 2))
+    compare = torch.gt if strict else torch.ge
+    mask = compare(x, tau, out=torch.empty_like(x))   # 0/1 in x's type at once: ten times cheaper than a cast on a CPU
+    pool = {3: F.adaptive_avg_pool1d, 4: F.adaptive_avg_pool2d}.get(x.dim())
+    if pool is None:
+        raise ValueError(f"contextual attention takes (B, C, L) or (B, C, H, W), not {tuple(x.shape)}")
+    return pool(mask, kernel_size)
+
+
+def proportion_transform(pooled: Tensor, transform: str = "sigmoid") -> Tensor:
+    """Attention from pooled masks: CAG's step 3 (Eq. 11). (B, Ci, k, k) -> (B, Ci, k, k); n = k*k cells.
+
+    "sigmoid"   a = 1 + sigmoid(n softmax(p) - 1), the released form: a = 1.5 where all cells are alike
+    "softmax"   a = n softmax(p), the values Fig. 2 shows: around 1
+    "residual"  a = 1 + softmax(p) - 1/n, an older form: within 1 +- 1/n
+    """
+    _require("transform", transform, TRANSFORMS)
+    cells = pooled.flatten(2)
+    n = cells.shape[-1]
+    share = torch.softmax(cells, dim=-1)
+    if transform == "sigmoid":
+        attention = 1 + torch.sigmoid(n * share - 1)
+    elif transform == "softmax":
+        attention = n * share
+    else:
+        attention = 1 + share - 1 / n
+    return attention.reshape(pooled.shape)
+
+
+def contextual_attention(x: Tensor, kernel_size: int | tuple[int, ...], *, tau: float | str = 0.0, strict: bool = False,
+                         transform: str = "sigmoid") -> Tensor:
+    """Attention of each image's kernels, a_b = CAG(x_b) (Eqs. 9-11): (B, Ci, H, W) -> (B, Ci, k, k); (B, Ci, L) -> (B, Ci, k).
+
+    No parameters, and no gradient flows through it: the threshold is hard. Defaults are the released form. Raises
+    ValueError for an unknown `transform` or `tau`.
+    """
+    return proportion_transform(pooled_mask(x, kernel_size, tau=tau, strict=strict), transform)
+
+
+# --- image-specific kernel modulation (IKM), Eqs. 7-8 and 12-15 ---------------------------------------------------------
+
+
+def _conv_each(x: Tensor, kernels: Tensor, stride, padding, dilation) -> Tensor:
+    """Image b with its own kernel: x (B, Ci, H, W), kernels (B, Co, Ci, k, k) -> (B, Co, H', W') (Eq. 13).
+
+    A GPU takes one grouped convolution, the paper's way; on a CPU that is slower than B plain ones.
+    """
+    if x.is_cuda and len(x) > 1:
+        y = F.conv2d(x.flatten(0, 1)[None], kernels.flatten(0, 1), None, stride, padding, dilation, groups=len(x))
+        return y.reshape(len(x), -1, *y.shape[-2:])
+    return torch.cat([F.conv2d(x[b:b + 1], kernels[b], None, stride, padding, dilation) for b in range(len(x))])
+
+
+def _conv_each_input_gradient(grad: Tensor, x: Tensor, kernels: Tensor, stride, padding, dilation) -> Tensor:
+    """dL/dx of `_conv_each`, image by image."""
+    def one(grad, x, kernel, groups):
+        return torch.ops.aten.convolution_backward(
+            grad, x, kernel, None, stride, padding, dilation, False, [0, 0], groups, [True, False, False])[0]
+
+    if x.is_cuda and len(x) > 1:
+        return one(grad.flatten(0, 1)[None], x.flatten(0, 1)[None], kernels.flatten(0, 1), len(x)).reshape(x.shape)
+    return torch.cat([one(grad[b:b + 1], x[b:b + 1], kernels[b], 1) for b in range(len(x))])
+
+
+def _modulate(weight: Tensor, attention: Tensor) -> Tensor:
+    """w_b = a_b * w for every image (Eq. 12): (Co, Ci, k, k), (B, Ci, k, k) -> (B, Co, Ci, k, k)."""
+    return attention[:, None] * weight
+
+
+class _IsoConv2d(torch.autograd.Function):
+    """Algorithm 1 (IsO): each image is convolved with its own kernel; the shared kernel's gradient is the mean of theirs.
+
+    The mean over images of dL/dw_b, without the chain-rule factor a_b, is what a plain convolution of the same inputs and
+    output gradients gives, divided by B: the weight gradient needs no per-image kernels at all.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, attention, stride, padding, dilation):
+        ctx.save_for_backward(x, weight, attention)
+        ctx.geometry = stride, padding, dilation
+        return _conv_each(x, _modulate(weight, attention), *ctx.geometry)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight, attention = ctx.saved_tensors
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_x = _conv_each_input_gradient(grad, x, _modulate(weight, attention), *ctx.geometry)
+        if ctx.needs_input_grad[1]:
+            grad_weight = torch.ops.aten.convolution_backward(
+                grad, x, weight, None, *ctx.geometry, False, [0, 0], 1, [False, True, False])[1] / len(x)
+        return grad_x, grad_weight, None, None, None, None
+
+
+def modulated_conv2d(x: Tensor, weight: Tensor, attention: Tensor, bias: Tensor | None = None, *, stride=1, padding=0,
+                     dilation=1, gradient: str = "iso") -> Tensor:
+    """Convolution of image b with a_b * w (Eq. 7). x (B, Ci, H, W), weight (Co, Ci, k, k), attention (B, Ci, k, k).
+
+    `gradient` chooses how the shared kernel w learns:
+    "iso"       dL/dw = mean_b dL/dw_b, the paper's Algorithm 1
+    "autograd"  dL/dw = sum_b a_b * dL/dw_b, the exact derivative
+    "go"        general optimisation (footnote 1): the attention is averaged over the batch, one kernel serves all images
+    The bias, if any, is never modulated and has its exact gradient. Raises ValueError for an unknown rule.
+    """
+    _require("gradient rule", gradient, GRADIENTS)
+    pair = _ntuple(2)
+    stride, padding, dilation = pair(stride), pair(padding), pair(dilation)
+    if len(x) <= 1 and gradient != "iso" or gradient == "go":
+        kernel = weight * attention.mean(0) if len(x) else weight
+        return F.conv2d(x, kernel, bias, stride, padding, dilation)
+    if not len(x):
+        return F.conv2d(x, weight, bias, stride, padding, dilation)
+    if gradient == "iso":
+        y = _IsoConv2d.apply(x, weight, attention, stride, padding, dilation)
+    else:
+        y = _conv_each(x, _modulate(weight, attention), stride, padding, dilation)
+    return y if bias is None else y + bias.reshape(-1, 1, 1)
+
+
+class IKMConv2d(nn.Conv2d):
+    """Drop-in for `nn.Conv2d` whose kernel is modulated for each image by that image's own context (Eqs. 7-15).
+
+    Same parameters and `state_dict` keys, input (B, Ci, H, W) or (Ci, H, W) of any size, any k and dilation; nothing is
+    mutated in `forward`. `gradient`: see `modulated_conv2d`; `tau`, `strict`, `transform`: see `contextual_attention`.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int], *,
+                 stride: int | tuple[int, int] = 1, padding: int | tuple[int, int] = 0,
+                 dilation: int | tuple[int, int] = 1, bias: bool = True, gradient: str = "iso",
+                 tau: float | str = 0.0, strict: bool = False, transform: str = "sigmoid"):
+        _require("gradient rule", gradient, GRADIENTS)
+        _require("transform", transform, TRANSFORMS)
+        if isinstance(padding, str):
+            raise ValueError(f"padding must be a number or a pair of numbers, not {padding!r}")
+        if isinstance(tau, str):
+            _require("tau", tau, ("mean", "median"))
+        super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=padding, dilation=dilation, bias=bias)
+        self.gradient, self.tau, self.strict, self.transform = gradient, tau, strict, transform
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Pooled masks of x, (B, C, k, k); x may be a part of this layer's input channels."""
+        return pooled_mask(x, self.kernel_size, tau=self.tau, strict=self.strict)
+
+    def forward(self, x: Tensor, pooled: Tensor | None = None) -> Tensor:
+        """x (B, Ci, H, W) -> (B, Co, H', W'). `pooled` (B, Ci, k, k), if the caller has pooled x already."""
+        if x.dim() == 3:
+            return self.forward(x[None])[0]
+        attention = proportion_transform(self.pool(x) if pooled is None else pooled, self.transform)
+        return modulated_conv2d(x, self.weight, attention, self.bias, stride=self.stride, padding=self.padding,
+                                dilation=self.dilation, gradient=self.gradient)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, gradient={self.gradient}, tau={self.tau}, strict={self.strict}, {self.transform}"
+
+
+# --- the attentions of Table III ----------------------------------------------------------------------------------------
+
+
+class ChannelAttention(nn.Module):
+    """Channel attention of SENet/RCAN (Eqs. 3-4): y = x * sigmoid(fc(relu(fc(mean(x))))), c -> c/4 -> c, with biases."""
+
+    def __init__(self, channels: int, reduction: int = 4):
+        super().__init__()
+        self.squeeze = nn.Conv2d(channels, channels // reduction, 1)
+        self.excite = nn.Conv2d(channels // reduction, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, c, H, W) -> same shape."""
+        scale = self.excite(F.relu(self.squeeze(x.mean((2, 3), keepdim=True))))   # (B, c, 1, 1)
+        return x * torch.sigmoid(scale)
+
+
+class SpatialAttention(nn.Module):
+    """Spatial attention of CSFM: y = x * sigmoid(conv1x1(relu(conv1x1(x)))), c -> c/4 -> 1, with biases.
+
+    Table III's "+SA" parameters are these; the 7x7 form of the paper's Eq. 6 (CBAM) does not give them.
+    """
+
+    def __init__(self, channels: int, reduction: int = 4):
+        super().__init__()
+        self.squeeze = nn.Conv2d(channels, channels // reduction, 1)
+        self.excite = nn.Conv2d(channels // reduction, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, c, H, W) -> same shape."""
+        scale = self.excite(F.relu(self.squeeze(x)))   # (B, 1, H, W)
+        return x * torch.sigmoid(scale)

@@ -1,0 +1,230 @@
+"""The networks: residual, dense, residual dense and U-hourglass dense blocks in one backbone (Figs. 4 and 7, Eqs. 16-19).
+
+An `Architecture` says what is built, in the paper's symbols: N blocks of U dense units with depths d, C channels, growth g.
+"""
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .layers import ATTENTIONS, ChannelAttention, IKMConv2d, SpatialAttention, _require
+
+SCALES = (2, 3, 4)
+BLOCKS = ("rb", "db", "rdb", "uhdb")
+# Mean and standard deviation of the RGB of DIV2K + Flickr2K, in 0..1
+RGB_MEAN = (0.466, 0.448, 0.403)
+RGB_STD = (0.242, 0.234, 0.246)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a network is. Defaults are U-HDN with IKM; `ARCHITECTURES` names the paper's."""
+
+    block: str = "uhdb"                               # rb | db | rdb | uhdb
+    blocks: int = 4                                   # N
+    depths: tuple[int, ...] = (6, 5, 4, 4, 5, 6)      # layers of each of the U dense units; for rb: one entry a residual block
+    channels: int = 64                                # C
+    growth: int = 12                                  # g
+    kernel: int = 3                                   # k of the modulated convolutions
+    dilation: int = 1
+    attention: str = "ikm"                            # none | ca | sa | ikm
+    gradient: str = "iso"                             # of ikm: iso | go | autograd
+    tau: float | str = 0.0                            # of ikm: threshold, a number, "mean" or "median"
+    strict: bool = False                              # of ikm: x > tau instead of x >= tau
+    transform: str = "sigmoid"                        # of ikm: sigmoid | softmax | residual
+
+    def __post_init__(self):
+        _require("block", self.block, BLOCKS)
+        _require("attention", self.attention, ATTENTIONS)
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel size {self.kernel} is even: the blocks keep the image size, which needs an odd one")
+
+
+ARCHITECTURES = {
+    "uhdn": Architecture(),
+    "uhdn_l": Architecture(blocks=8, channels=128, growth=24),
+    "rb": Architecture("rb", blocks=1, depths=(2,) * 8, channels=48),   # 8 residual blocks of 2 convolutions
+    "db": Architecture("db", blocks=1, depths=(5,) * 6),
+    "rdb": Architecture("rdb", blocks=1, depths=(5,) * 6),
+    "uhdb": Architecture("uhdb", blocks=1),
+}
+
+
+def _conv(arch: Architecture, in_channels: int, out_channels: int) -> nn.Conv2d:
+    """A k x k convolution of a block, without bias, keeping H and W; modulated if the architecture's attention is IKM."""
+    shape = dict(padding=arch.dilation * (arch.kernel - 1) // 2, dilation=arch.dilation, bias=False)
+    if arch.attention != "ikm":
+        return nn.Conv2d(in_channels, out_channels, arch.kernel, **shape)
+    return IKMConv2d(in_channels, out_channels, arch.kernel, **shape, gradient=arch.gradient, tau=arch.tau,
+                     strict=arch.strict, transform=arch.transform)
+
+
+def _feature_attention(arch: Architecture, channels: int) -> nn.Module:
+    """CA or SA on a convolution's output, before the activation; nothing for the others."""
+    kinds = {"ca": ChannelAttention, "sa": SpatialAttention}
+    return kinds[arch.attention](channels) if arch.attention in kinds else nn.Identity()
+
+
+class DenseUnit(nn.Module):
+    """F_d (Eqs. 16-17): d layers of convolution and ReLU, each concatenated to its input; then a 1x1 transition, no ReLU."""
+
+    def __init__(self, arch: Architecture, depth: int):
+        super().__init__()
+        c, g = arch.channels, arch.growth
+        self.convs = nn.ModuleList(_conv(arch, c + i * g, g) for i in range(depth))
+        self.attentions = nn.ModuleList(_feature_attention(arch, g) for _ in range(depth))
+        self.transition = nn.Conv2d(c + depth * g, c, 1, bias=False)   # never modulated
+        self.modulated = arch.attention == "ikm"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) -> same shape. With IKM every feature is pooled once and serves all later layers."""
+        pool = self.convs[0].pool if self.modulated and len(self.convs) else None
+        pooled = pool(x) if pool else None
+        for conv, attention in zip(self.convs, self.attentions):
+            y = F.relu(attention(conv(x, pooled) if pool else conv(x)))
+            x = torch.cat([x, y], 1)
+            if pool and conv is not self.convs[-1]:
+                pooled = torch.cat([pooled, pool(y)], 1)
+        return self.transition(x)
+
+
+class ResidualBlocks(nn.Module):
+    """RB: a chain of residual blocks as in EDSR, without batch normalisation and biases: y = conv(relu(conv(x))) + x."""
+
+    def __init__(self, arch: Architecture):
+        super().__init__()
+        c = arch.channels
+        self.convs = nn.ModuleList(nn.ModuleList(_conv(arch, c, c) for _ in range(depth)) for depth in arch.depths)
+        self.attentions = nn.ModuleList(nn.ModuleList(_feature_attention(arch, c) for _ in range(d)) for d in arch.depths)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) -> same shape."""
+        for convs, attentions in zip(self.convs, self.attentions):
+            y = x
+            for i, (conv, attention) in enumerate(zip(convs, attentions)):
+                y = attention(conv(F.relu(y) if i else y))
+            x = x + y
+        return x
+
+
+class DenseBlock(nn.Module):
+    """DB: a chain of U dense units without residual connections."""
+
+    def __init__(self, arch: Architecture):
+        super().__init__()
+        self.units = nn.ModuleList(DenseUnit(arch, depth) for depth in arch.depths)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) -> same shape."""
+        for unit in self.units:
+            x = unit(x)
+        return x
+
+
+class ResidualDenseBlock(DenseBlock):
+    """RDB: U dense units, each with a local residual; x and the U outputs are fused by a 1x1 convolution, (U+1) C -> C."""
+
+    def __init__(self, arch: Architecture):
+        super().__init__(arch)
+        self.fusion = nn.Conv2d((len(arch.depths) + 1) * arch.channels, arch.channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) -> same shape."""
+        features = [x]
+        for unit in self.units:
+            x = unit(x) + x
+            features.append(x)
+        return self.fusion(torch.cat(features, 1))
+
+
+class UHourglassDenseBlock(DenseBlock):
+    """U-HDB (Eq. 19): the u-th of U units adds the output of unit U - u, the last one the block's input.
+
+    For U = 6: x1=F1(x); x2=F2(x1); x3=F3(x2); x4=F4(x3)+x2; x5=F5(x4)+x1; y=F6(x5)+x.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) -> same shape."""
+        outputs = [x]
+        for u, unit in enumerate(self.units, 1):
+            partner = len(self.units) - u
+            y = unit(outputs[-1])
+            outputs.append(y + outputs[partner] if partner < u else y)
+        return outputs[-1]
+
+
+_BLOCKS = {"rb": ResidualBlocks, "db": DenseBlock, "rdb": ResidualDenseBlock, "uhdb": UHourglassDenseBlock}
+
+
+class Upscaler(nn.Sequential):
+    """Sub-pixel upscaling: one stage for x2 and x3, two x2 stages for x4; 3x3 convolutions in C/4 groups, no bias."""
+
+    def __init__(self, channels: int, scale: int):
+        factors = (2, 2) if scale == 4 else (scale,)
+        stages = []
+        for r in factors:
+            stages += [nn.Conv2d(channels, channels * r * r, 3, padding=1, groups=channels // 4, bias=False), nn.PixelShuffle(r)]
+        super().__init__(*stages)
+
+
+class SRNetwork(nn.Module):
+    """The backbone of Fig. 4: head, N blocks, convolution, long skip, sub-pixel upscaling, tail.
+
+    Takes RGB (B, 3, H, W) in 0..1 and returns RGB (B, 3, sH, sW) in about 0..1, not clipped. Inside, values are
+    normalised with the mean and deviation of the paper's training set.
+    """
+
+    def __init__(self, arch: Architecture, scale: int):
+        super().__init__()
+        _require("scale", scale, SCALES)
+        c = arch.channels
+        self.arch, self.scale = arch, scale
+        self.head = nn.Conv2d(3, c, 3, padding=1)
+        self.blocks = nn.Sequential(*(_BLOCKS[arch.block](arch) for _ in range(arch.blocks)))
+        self.fuse = nn.Conv2d(c, c, 3, padding=1, bias=False)
+        self.upscale = Upscaler(c, scale)
+        self.tail = nn.Conv2d(c, 3, 3, padding=1)
+        self.register_buffer("mean", torch.tensor(RGB_MEAN).reshape(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(RGB_STD).reshape(3, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, 3, H, W) -> (B, 3, sH, sW)."""
+        x = self.head((x - self.mean) / self.std)
+        x = x + self.fuse(self.blocks(x))
+        return self.tail(self.upscale(x)) * self.std + self.mean
+
+
+def build_model(name: str, *, scale: int = 2, attention: str = "ikm") -> SRNetwork:
+    """One of the paper's networks: uhdn, uhdn_l, or Table III's rb, db, rdb, uhdb, with attention ikm, none, ca or sa.
+
+    Weights are PyTorch's default initialisation. Raises ValueError for an unknown name, scale or attention.
+    For anything else: `SRNetwork(replace(ARCHITECTURES[name], kernel=5), scale)`.
+    """
+    _require("architecture", name, tuple(ARCHITECTURES))
+    return SRNetwork(replace(ARCHITECTURES[name], attention=attention), scale)
+
+
+def complexity(model: nn.Module, scale: int) -> tuple[int, int]:
+    """(#Params, #FLOPs): trainable parameters, and multiply-adds of all convolutions for a 480 x 360 output image.
+
+    As the paper counts: input 480/s x 360/s, one multiply-add a weight and a bias an output position; activations, masks
+    and pooling are free. Nothing is computed: the shapes run through a copy on the "meta" device.
+    """
+    shadow = copy.deepcopy(model).to("meta").eval()
+    total = 0
+
+    def count(conv, inputs, output):
+        nonlocal total
+        per_position = conv.weight.numel() + (0 if conv.bias is None else conv.bias.numel())
+        total += per_position * output.shape[-2] * output.shape[-1]
+
+    for module in shadow.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        shadow(torch.empty(1, 3, 360 // scale, 480 // scale, device="meta"))
+    return sum(p.numel() for p in model.parameters() if p.requires_grad), total

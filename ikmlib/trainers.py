@@ -1,0 +1,243 @@
+"""Training that can stop at any instant and continue to the identical result, and evaluation."""
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .data import PatchSampler, crop_to_multiple, imresize, to_rgb
+from .metrics import psnr_y, ssim_y
+
+SAVE_EVERY = 60.0      # seconds between checkpoints
+CHECK_EVERY = 25       # updates between looks at the loss on a GPU, where a look waits for the device
+DIVERGED = 5.0         # times its lowest level, at which the smoothed loss stops a run
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss became NaN, infinite, or many times larger than it was; the last good checkpoint is kept."""
+
+
+class UnreadableCheckpoint(RuntimeError):
+    """A checkpoint is damaged or belongs to another run."""
+
+
+# --- evaluation ---------------------------------------------------------------------------------------------------------
+
+
+def super_resolve(model: nn.Module, lr_uint8: np.ndarray) -> np.ndarray:
+    """One image through the network: uint8 (h, w, 3) -> uint8 (s h, s w, 3), clipped and rounded."""
+    parameter = next(model.parameters())
+    x = torch.from_numpy(np.ascontiguousarray(lr_uint8)).to(parameter.device).permute(2, 0, 1)[None].float() / 255
+    with torch.no_grad():
+        y = model(x.contiguous(memory_format=torch.channels_last))[0]
+    return (y.permute(1, 2, 0).clamp(0, 1) * 255).round().byte().cpu().numpy()
+
+
+def restored(model: nn.Module, hr_images: Mapping[str, np.ndarray] | Sequence[np.ndarray],
+             scale: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """(name, SR, HR) of each image, uint8 RGB: HR cropped to a multiple of `scale`, SR from its MATLAB-downsampled LR.
+
+    `hr_images`: name -> uint8 (H, W, 3) or (H, W, 1), or a sequence of them (named "0", "1", ...). A grey image is treated as
+    RGB. The model's mode is left as it was.
+    """
+    if not isinstance(hr_images, Mapping):
+        hr_images = {str(i): image for i, image in enumerate(hr_images)}
+    was_training = model.training
+    model.eval()
+    try:
+        for name, hr in hr_images.items():
+            hr = crop_to_multiple(to_rgb(hr), scale)
+            yield name, super_resolve(model, imresize(hr, 1 / scale)), hr
+    finally:
+        model.train(was_training)
+
+
+def evaluate(model: nn.Module, hr_images: Mapping[str, np.ndarray] | Sequence[np.ndarray], scale: int, *,
+             round_y: bool = False) -> pd.DataFrame:
+    """Scores of a network on HR images (see `restored`), `scale` pixels shaved: a row an image, image, psnr_y (dB), ssim_y."""
+    rows = [(name, psnr_y(sr, hr, shave=scale, round_y=round_y), ssim_y(sr, hr, shave=scale, round_y=round_y))
+            for name, sr, hr in restored(model, hr_images, scale)]
+    return pd.DataFrame(rows, columns=["image", "psnr_y", "ssim_y"])
+
+
+# --- checkpoints --------------------------------------------------------------------------------------------------------
+
+
+def save_atomically(state: dict, path: Path) -> None:
+    """Write a torch file so that `path` is always whole: the old one or the new one, also after a kill."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def load_checkpoint(path: Path, key: str, device: torch.device | str = "cpu") -> dict:
+    """State saved under `key`. Raises UnreadableCheckpoint if the file is damaged or was saved under another key."""
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        found = state["key"]
+    except Exception as error:
+        raise UnreadableCheckpoint(f"cannot read checkpoint {path} ({type(error).__name__}: {error}); "
+                                   "delete it to start this run again") from error
+    if found != key:
+        raise UnreadableCheckpoint(f"checkpoint {path} belongs to run {found}, not to {key}")
+    return state
+
+
+@dataclass
+class Progress:
+    """What a run has done so far. `curve` rows: update, loss (mean since the last row), psnr_y (validation), seconds."""
+
+    update: int = 0
+    curve: list[dict] | None = None
+    seconds: float = 0.0
+    smoothed: float | None = None    # exponential mean of the loss
+    lowest: float = float("inf")     # of `smoothed`
+    total: float = 0.0               # loss summed since the last row of the curve
+
+
+# --- training -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list]:
+    """A list that is empty until Ctrl-C or SIGTERM asks to stop, so that no update is cut in the middle.
+
+    A second Ctrl-C interrupts at once. Outside the main thread signals are left alone.
+    """
+    requests: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield requests
+        return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number, frame):
+        requests.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    for number in previous:
+        signal.signal(number, ask)
+    try:
+        yield requests
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+def learning_rate(initial: float, update: int, updates: int) -> float:
+    """Halved after each third of the run, as the released code does every 100 k of 300 k updates."""
+    return initial * 0.5 ** (3 * update // updates)
+
+
+def mae(sr: Tensor, hr: Tensor, std: Tensor) -> Tensor:
+    """Mean absolute error of normalised RGB (Eq. 20)."""
+    return ((sr - hr).abs() / std).mean()
+
+
+class Trainer:
+    """One run: a model, its batches and its schedule; `fit` continues from the checkpoint if there is one.
+
+    `key` names the run inside its checkpoint. Batches depend on (seed, update) alone and Adam's state is saved, so an
+    interrupted run ends with the same bits as an uninterrupted one (same device, versions and number of threads).
+    """
+
+    def __init__(self, model: nn.Module, sampler: PatchSampler, *, key: str, seed: int, updates: int, batch: int,
+                 checkpoint: Path, validate: Callable[[nn.Module], float], validations: int = 10, rate: float = 2e-4):
+        self.model = model.to(memory_format=torch.channels_last)
+        self.sampler, self.key, self.seed, self.updates, self.batch = sampler, key, seed, updates, batch
+        self.checkpoint, self.validate, self.rate = checkpoint, validate, rate
+        self.validation_updates = {round(updates * (i + 1) / validations) for i in range(validations)}
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+        self.progress = Progress(curve=[])
+        self._unchecked: list[Tensor] = []   # losses still on the device
+        if checkpoint.exists():
+            self._restore(load_checkpoint(checkpoint, key, sampler.device))
+
+    def _restore(self, state: dict) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.progress = Progress(**state["progress"])
+
+    def save(self) -> None:
+        """Write the checkpoint, unless a parameter is not finite: the file always holds a good state."""
+        if all(torch.isfinite(p).all() for p in self.model.parameters()):
+            save_atomically({"key": self.key, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+                             "progress": vars(self.progress)}, self.checkpoint)
+
+    def step(self) -> Tensor:
+        """One update; returns the loss (on the device)."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.rate, self.progress.update, self.updates)
+        lr, hr = self.sampler.batch(self.seed, self.progress.update, self.batch)
+        loss = mae(self.model(lr), hr, self.model.std)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def _check(self) -> None:
+        """Take the losses not yet looked at into the running figures; raise TrainingDiverged if they are bad."""
+        p, losses, self._unchecked = self.progress, self._unchecked, []
+        for loss in torch.stack(losses).double().tolist() if losses else ():
+            p.total += loss
+            p.smoothed = loss if p.smoothed is None else 0.95 * p.smoothed + 0.05 * loss
+            p.lowest = min(p.lowest, p.smoothed)
+            if not p.smoothed < DIVERGED * p.lowest:   # also true for NaN
+                raise TrainingDiverged(
+                    f"run {self.key}: loss {loss:.4g} near update {p.update} (smoothed {p.smoothed:.4g}, lowest "
+                    f"{p.lowest:.4g}); stopped, the last good state is kept in {self.checkpoint}")
+
+    def _validation_point(self) -> None:
+        p = self.progress
+        since = p.update - (p.curve[-1]["update"] if p.curve else 0)
+        p.curve.append({"update": p.update, "loss": p.total / since, "psnr_y": self.validate(self.model),
+                        "seconds": p.seconds})
+        p.total = 0.0
+
+    def fit(self, *, deadline: float | None = None, label: str = "", show: bool = True) -> bool:
+        """Train to the end, or until `deadline` (time.monotonic()); True if the run is complete.
+
+        Ctrl-C and SIGTERM end the update in progress, save, and raise KeyboardInterrupt. Raises TrainingDiverged.
+        """
+        p, saved = self.progress, time.monotonic()
+        if not self.checkpoint.exists():
+            self.save()
+        self.model.train()
+        with _stop_requests() as stop, tqdm(total=self.updates, initial=p.update, desc=label or self.key, unit="upd",
+                                            disable=not show, mininterval=1.0, leave=False) as bar:
+            while p.update < self.updates and not stop and (deadline is None or time.monotonic() < deadline):
+                self._advance()
+                if p.curve and p.curve[-1]["update"] == p.update:
+                    bar.set_postfix_str(f"{p.curve[-1]['psnr_y']:.2f} dB")
+                if not self._unchecked and time.monotonic() - saved > SAVE_EVERY:
+                    self.save()
+                    saved = time.monotonic()
+                bar.update()
+        self._check()
+        self.save()
+        if stop:
+            raise KeyboardInterrupt(f"run {self.key} stopped at update {p.update}; it continues from there next time")
+        return p.update >= self.updates
+
+    def _advance(self) -> None:
+        """One update, its bookkeeping and, where due, a point of the validation curve."""
+        p, start = self.progress, time.monotonic()
+        self._unchecked.append(self.step())
+        p.update += 1
+        due = p.update in self.validation_updates
+        if due or len(self._unchecked) >= (CHECK_EVERY if self.sampler.device.type == "cuda" else 1):
+            self._check()
+        p.seconds += time.monotonic() - start
+        if due:
+            self._validation_point()
