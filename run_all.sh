@@ -7,6 +7,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 venv=$root/.venv
 
 usage() {
+    local python
     cat <<'END'
 Usage: ./run_all.sh [--profile NAME] [--only NN[,NN...]] [--no-train] [--setup-only]
 
@@ -22,6 +23,14 @@ the versions of constraints.txt. pip's own variables (PIP_INDEX_URL, PIP_EXTRA_I
                    CUDA; without an NVIDIA GPU, give PyTorch's CPU index here (pytorch.org, Get Started, Pip, CPU).
   IKM_RESULTS, IKM_DATA, IKM_CACHE   other folders for records, for image sets at hand, for downloaded image sets.
 END
+    if python=$(find_base 2>/dev/null); then
+        "$python" - "$root/ikmlib/config.py" <<'END'
+import runpy, sys
+print("\nProfiles:")
+for profile in runpy.run_path(sys.argv[1])["PROFILES"].values():
+    print(f"  {profile.name:8} {profile.summary}")
+END
+    fi
 }
 
 say() { echo "run_all.sh: $*" >&2; }
@@ -29,11 +38,9 @@ refuse() { say "$*"; exit 2; }
 
 find_base() {  # prints a Python >= 3.11 that can make virtual environments
     local name
-    for name in python3.13 python3.12 python3.11 python3 python; do
-        if "$name" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-            command -v "$name"
-            return
-        fi
+    for name in python3 python3.13 python3.12 python3.11 python; do
+        "$name" -c 'import sys, venv, ensurepip; sys.version_info < (3, 11) and sys.exit(1); print(sys.executable)' \
+            2>/dev/null && return
     done
     say "needs Python >= 3.11 with its venv module (on Debian and Ubuntu: apt install python3-venv); none found in PATH"
     return 1
@@ -107,7 +114,7 @@ python=$(has_packages python) || python=$(has_packages python3) || base=$(find_b
 check_profile "${base:-$python}" "$profile"   # before a long installation
 if [ -n "$base" ]; then
     python=$venv/bin/python
-    lock=$(cat "$root/pyproject.toml" "$root/constraints.txt"; echo "$root")   # a moved or changed project installs anew
+    lock=$(cat "$root/pyproject.toml" "$root/constraints.txt"; echo "$root")   # a changed or moved project: anew
     if [ "$(cat "$venv/.installed" 2>/dev/null)" != "$lock" ] || ! has_packages "$python" >/dev/null; then
         install "$base" "$lock" >&2
     fi

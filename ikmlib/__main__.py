@@ -1,51 +1,154 @@
-"""Command line: `python -m ikmlib train|status|pack|unpack|data|report|run`."""
+"""Command line: `python -m ikmlib run|train|status|pack|unpack|data|report`."""
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 from . import config
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m ikmlib", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m ikmlib", description="The IKM / U-HDN reproducibility study.")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    def command(name: str, text: str) -> argparse.ArgumentParser:
+    def command(name: str, text: str, *, profile: bool = True, only: bool = False) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
-        sub.add_argument("--profile", default="auto", help=f"auto (default), {', '.join(config.PROFILES)}")
+        if profile:
+            sub.add_argument("--profile", default="auto", help=f"auto (default), {', '.join(config.PROFILES)}")
+        if only:
+            sub.add_argument("--only", action="append", default=[], metavar="NN",
+                             help="only this notebook or its runs, by number (04) or name; repeatable, or a comma list")
         return sub
 
-    sub = command("train", "train the queue's unfinished runs in order of priority; stop and continue at any time")
-    sub.add_argument("--only", action="append", default=[], metavar="NN", help="an artefact's number, such as 04; repeatable")
+    def jobs(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--jobs", type=int, help="runs trained at once (default: one a CPU core, or 4 on a GPU)")
+
+    sub = command("run", "train what is missing, execute the notebooks, write the report", only=True)
+    sub.add_argument("--no-train", action="store_true", help="use the recorded runs, train nothing")
+    jobs(sub)
+    sub = command("train", "train the queue's unfinished runs in order of priority; stop and continue at any time", only=True)
     sub.add_argument("--time-limit", type=float, metavar="SECONDS", help="stop, with everything saved, after this long")
+    jobs(sub)
     command("status", "the queue: what is finished, in progress, missing")
+    sub = command("pack", "write a profile's runs, finished or not, as at most 8 files of at most 15 MB")
+    sub.add_argument("destination", type=Path)
+    sub = command("unpack", "add packed runs to the records", profile=False)
+    sub.add_argument("parts", type=Path, nargs="+")
+    sub = command("data", "download image sets into the cache, or check every file of installed ones", profile=False)
+    sub.add_argument("action", choices=("fetch", "verify"))
+    sub.add_argument("sets", nargs="*", help="names of sets; default: T91, BSDS500 and the benchmarks that may be downloaded")
+    command("report", "write REPORT.md and report.html from the records")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; the exit code. Errors a user can mend are one line on stderr and exit code 2."""
+    """Run one command; the exit code. Errors that a user can mend are one line on stderr and exit code 2."""
     args = _parser().parse_args(argv)
     try:
-        return _run(args)
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        return _COMMANDS[args.command](args)
+    except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        print(f"stopped. {stop}", file=sys.stderr)
+        print(f"stopped; the same command continues. {stop}", file=sys.stderr)
         return 130
 
 
-def _run(args: argparse.Namespace) -> int:
+def _names(only: list[str]) -> list[str]:
+    return [name for item in only for name in item.split(",") if name]
+
+
+def _train(profile: config.Profile, only: list[str], jobs: int | None, time_limit: float | None = None) -> int:
+    """Train in this process, or in `jobs` processes that share the queue; 1 if a run diverged or a process failed."""
     from . import study
 
-    profile = config.get_profile(args.profile)
-    if args.command == "train":
-        return int(study.work(profile, only=args.only, time_limit=args.time_limit) > 0)
-    if args.command == "status":
-        print(study.status(profile).to_string(index=False))
+    cuda, cores = study.default_device().type == "cuda", os.cpu_count() or 1
+    unfinished = sum(not run.finished for run in study.queue(profile, only))
+    jobs = min(unfinished, jobs or (4 if cuda else min(cores, 8)))
+    if jobs <= 1:
+        return int(study.work(profile, only=only, time_limit=time_limit) > 0)
+    command = [sys.executable, "-m", "ikmlib", "train", "--profile", profile.name, "--jobs", "1"]
+    command += [word for name in only for word in ("--only", name)]
+    command += ["--time-limit", str(time_limit)] if time_limit is not None else []
+    print(f"profile {profile.name}: {unfinished} runs to train, {jobs} at a time", flush=True)
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // jobs))
+    workers = [subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": threads, "TQDM_POSITION": str(i)})
+               for i in range(jobs)]
+    try:
+        return max(worker.wait() for worker in workers)
+    except KeyboardInterrupt:
+        for worker in workers:   # Ctrl-C reached them too: let them save
+            worker.wait()
+        raise
+
+
+def _run_command(args: argparse.Namespace) -> int:
+    from . import runner, study
+
+    profile, only = config.get_profile(args.profile), _names(args.only)
+    stems = [path.stem for path in runner.find_notebooks(only)]
+    with_runs = [stem for stem in stems if stem in study.QUEUE]
+    trained = _train(profile, with_runs, args.jobs) if with_runs and not args.no_train else 0
+    return runner.run_notebooks(profile.name, only, train=not args.no_train) or trained
+
+
+def _train_command(args: argparse.Namespace) -> int:
+    return _train(config.get_profile(args.profile), _names(args.only), args.jobs, args.time_limit)
+
+
+def _status_command(args: argparse.Namespace) -> int:
+    from . import study
+
+    table = study.status(config.get_profile(args.profile))
+    print(table.to_string(index=False))
+    print(", ".join(f"{count} {state}" for state, count in table.state.value_counts().items()))
     return 0
 
+
+def _pack_command(args: argparse.Namespace) -> int:
+    from . import study
+
+    parts, left_out = study.pack(config.get_profile(args.profile), args.destination)
+    print(*parts, sep="\n")
+    print(*(f"no room for {name}" for name in left_out), sep="\n", end="\n" if left_out else "")
+    return 0
+
+
+def _unpack_command(args: argparse.Namespace) -> int:
+    from . import study
+
+    written = study.unpack(args.parts)
+    print(f"{len(written)} files added to {config.results_root()}")
+    return 0
+
+
+def _data_command(args: argparse.Namespace) -> int:
+    from . import datasets
+
+    names = args.sets or ["T91", "BSDS500", *(name for name in config.BENCHMARKS if name != "Manga109")]
+    bad = 0
+    for name in names:
+        if args.action == "fetch":
+            print(f"{name}: {datasets.fetch(name)}")
+        else:
+            states = datasets.verify(name).state.value_counts()
+            bad += int(states.drop("ok", errors="ignore").sum())
+            print(f"{name}: " + ", ".join(f"{count} {state}" for state, count in states.items()))
+    return int(bad > 0)
+
+
+def _report_command(args: argparse.Namespace) -> int:
+    from . import report
+
+    print(report.write_report(args.profile))
+    return 0
+
+
+_COMMANDS = {"run": _run_command, "train": _train_command, "status": _status_command, "pack": _pack_command,
+             "unpack": _unpack_command, "data": _data_command, "report": _report_command}
 
 if __name__ == "__main__":
     sys.exit(main())

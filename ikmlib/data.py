@@ -12,6 +12,8 @@ from . import datasets
 # Validation images are cut from the training images once and for all: every n-th in order of name.
 VALIDATION_EVERY = {"BSDS500": 40, "DIV2K": 80}
 VALIDATION_CROP = 192   # HR pixels, centre
+# Training images that show a test image: never trained or validated on.
+TEST_TWINS = {"BSDS500/train/302003": "Set5's woman at a higher resolution"}
 
 
 # --- MATLAB's imresize --------------------------------------------------------------------------------------------------
@@ -81,7 +83,7 @@ def to_rgb(image: np.ndarray) -> np.ndarray:
 def split(names: tuple[str, ...]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Training and validation images of the named training sets: (train, validation), each "set/image" -> uint8 RGB.
 
-    Validation images are centre crops of VALIDATION_CROP pixels. Raises ValueError if a set is a test set, and
+    Validation images are centre crops of VALIDATION_CROP pixels; TEST_TWINS are left out. Raises ValueError if a set is a test set, and
     FileNotFoundError if one is not installed.
     """
     train, validation = {}, {}
@@ -91,6 +93,8 @@ def split(names: tuple[str, ...]) -> tuple[dict[str, np.ndarray], dict[str, np.n
         every = VALIDATION_EVERY.get(name)
         for i, (image, pixels) in enumerate(datasets.load(name).items()):
             held_out = every is not None and i % every == 0
+            if f"{name}/{image}" in TEST_TWINS:
+                continue
             (validation if held_out else train)[f"{name}/{image}"] = to_rgb(pixels)
     if names == ("embedded-train",):
         validation = {f"embedded-val/{k}": to_rgb(v) for k, v in datasets.load("embedded-val").items()}
@@ -161,8 +165,9 @@ class PatchSampler:
 
 @lru_cache(maxsize=2)
 def training_data(names: tuple[str, ...], scale: int, patch: int, device: str) -> tuple[PatchSampler, dict, tuple[str, ...]]:
-    """Sampler, validation images, and the names of the images left out because they are smaller than an HR patch."""
+    """Sampler, validation images, and the names of the images left out: TEST_TWINS and those smaller than an HR patch."""
     train, validation = split(names)
     small = tuple(name for name, image in train.items() if min(image.shape[:2]) < patch * scale)
+    twins = tuple(name for name in TEST_TWINS if name.split("/")[0] in names)
     kept = {name: image for name, image in train.items() if name not in small}
-    return PatchSampler(kept, scale, patch, device=device), validation, small
+    return PatchSampler(kept, scale, patch, device=device), validation, small + twins

@@ -1,9 +1,9 @@
 """The image sets: what they are, where they lie, how they are fetched, checked and read.
 
 A set is looked for in the folder `IKM_DATA`, then in `config.cache_root()`; both are laid out as `registry.csv` says
-(`Set5/baby.png`, `BSDS500/train/...`), and `fetch` writes to the cache. It is installed when every file is there with its
-published size. A copy of the user's own serves too, in `<SetName>/*.png|bmp|jpg|jpeg|tif|tiff`: as many images as the set
-has, none of them a file of the registry (else it would be a damaged copy of ours). Only its count is checked.
+(`Set5/baby.png`, `BSDS500/train/...`), and `fetch` writes to the cache. It is installed when every file is there with
+its published size. A copy of the user's own serves too, in `<SetName>/*.png|bmp|jpg|jpeg|tif|tiff`: as many images as
+the set has, none of them a file of the registry (else it would be a damaged copy of ours). Only its count is checked.
 """
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Status:
-    """What is there of a set: `found` of `expected` images in `root` (None: nothing); `own`: a copy of the user's own."""
+    """What is there of a set: `found` of `expected` images in `root` (None: nothing); `own`: the user's own copy."""
 
     name: str
     found: int
@@ -103,7 +103,7 @@ _FLICKR2K = (Archive("Flickr2K.zip", (f"{_HF}/Flickr2K/resolve/main/Flickr2K.zip
              Archive("Flickr2K.tar", ("https://cv.snu.ac.kr/research/EDSR/Flickr2K.tar",),
                      "md5:5d3f39443d5e9489bff8963f8f26cb03"))
 
-# BSD100 is BSDS500's `val`, so the training set BSDS500 is `train` and `test` only. The second folder is its own archive's.
+# BSD100 is BSDS500's `val`, so the training set BSDS500 is `train` and `test` only. Its authors pack it in data/images.
 SETS = {
     s.name: s
     for s in (
@@ -219,8 +219,8 @@ def _manual_step(spec: ImageSet) -> str:
     if spec.source == "embedded":
         return "These photographs come with scikit-image's wheel: reinstall scikit-image."
     if spec.source == "manual":
-        return (f"By hand: {spec.name} may not be redistributed; ask its authors for it (http://www.manga109.org), put the "
-                f"{spec.count} benchmark images in {spec.folders[0]}/ below a folder, and set IKM_DATA to that folder.")
+        return (f"By hand: {spec.name} may not be redistributed; ask its authors for it (http://www.manga109.org), put "
+                f"the {spec.count} benchmark images in {spec.folders[0]}/ below a folder, and point IKM_DATA there.")
     step = f"By hand: set IKM_DATA to a folder that holds {spec.folders[0]}/ with its {spec.count} images"
     for archive in spec.archives:
         place = config.cache_root() / Path(spec.folders[0]).parent / archive.file
@@ -238,7 +238,7 @@ def _installed(name: str) -> Status:
 
 
 def paths(name: str) -> list[Path]:
-    """The image files of the set `name`, sorted. Raises FileNotFoundError, saying what to do, if it is not installed."""
+    """The image files of the set `name`, sorted. Raises FileNotFoundError, saying what to do, if it is not there."""
     here = _installed(name)
     return _images_in(here.root) if here.own else sorted(here.root / k.path for k in _known(_spec(name)))
 
@@ -330,8 +330,8 @@ def verify(name: str) -> pd.DataFrame:
 def fetch(name: str, root: str | os.PathLike | None = None, progress: bool = True) -> Path:
     """Download the set into `root` (default: the cache) and return its folder; one that is installed is left as it is.
 
-    Files that are there and right are kept, broken ones replaced, cut downloads resumed; size and digest are checked before
-    a file gets its name. Raises FetchError with the manual step when no address gives the file.
+    Files that are there and right are kept, broken ones replaced, cut downloads resumed; size and digest are checked
+    before a file gets its name. Raises FetchError with the manual step when no address gives the file.
     """
     spec, here = _spec(name), status(name)
     target = Path(root or config.cache_root()).joinpath(*spec.folders[:1])
@@ -349,8 +349,9 @@ def fetch(name: str, root: str | os.PathLike | None = None, progress: bool = Tru
 
 def _fetch_files(spec: ImageSet, folder: Path, progress: bool) -> None:
     files = _known(spec)
+    total = sum(k.bytes for k in files)
     with (ThreadPoolExecutor(THREADS) as pool,
-          tqdm(total=sum(k.bytes for k in files), desc=spec.name, unit="B", unit_scale=True, disable=not progress) as bar):
+          tqdm(total=total, desc=spec.name, unit="B", unit_scale=True, disable=not progress) as bar):
         jobs = {pool.submit(_fetch_one, folder / k.path, (k.url,), f"sha256:{k.sha256}", k.bytes): k for k in files}
         try:
             for job in as_completed(jobs):
@@ -448,7 +449,7 @@ def _download(url: str, part: Path, size: int | None, tick: Callable[[int], obje
 
 
 def _unpack(packed: Path, folder: Path, wanted: set[str]) -> None:
-    """Move the `wanted` images of the archive to `folder` once all are unpacked; folders inside the archive do not count."""
+    """Move the `wanted` images of the archive to `folder` once all are unpacked; folders inside it do not count."""
     with tempfile.TemporaryDirectory(dir=packed.parent, prefix=".unpack-") as scratch:
         try:
             for name, stream in tqdm(_members(packed), f"unpack {packed.name}", delay=2):

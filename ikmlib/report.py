@@ -1,0 +1,317 @@
+"""From records to what people read: pages of the notebooks, paired statistics, the verdict rule, REPORT.md and report.html.
+
+A notebook opens a `Page`; its tables, figures and verdicts become files under `results/<profile>/`, listed in
+`pages/<notebook>.json`. The report is assembled from these files alone, so it can never show a number that no run left.
+"""
+from __future__ import annotations
+
+import ast
+import base64
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from . import config, study
+from .config import Profile
+
+VERDICTS = ("supported", "not supported", "mixed", "not tested at this budget")
+MIN_SEEDS = 2   # with one seed the spread between trainings is unknown: no verdict
+
+
+# --- statistics -----------------------------------------------------------------------------------------------------
+
+
+def paired_bootstrap(differences: np.ndarray, seed: int = 0, resamples: int = 4000) -> tuple[float, float, float]:
+    """Mean of paired differences and its 95 % percentile bootstrap interval: (mean, low, high).
+
+    `differences`: (images,), or (seeds, images): then seeds and images are both drawn anew. Raises ValueError if empty or
+    not finite.
+    """
+    d = np.atleast_2d(np.asarray(differences, dtype=float))
+    if not d.size or not np.isfinite(d).all():
+        raise ValueError(f"paired differences must be finite and not empty, got shape {np.shape(differences)}")
+    random = np.random.default_rng(seed)
+    rows = random.integers(d.shape[0], size=(resamples, d.shape[0]))
+    columns = random.integers(d.shape[1], size=(resamples, d.shape[1]))
+    # the mean over drawn seeds and drawn images is a bilinear form of how often each was drawn
+    weight_rows = np.stack([np.bincount(r, minlength=d.shape[0]) for r in rows]) / d.shape[0]
+    weight_columns = np.stack([np.bincount(c, minlength=d.shape[1]) for c in columns]) / d.shape[1]
+    means = np.einsum("rs,si,ri->r", weight_rows, d, weight_columns)
+    return float(d.mean()), *(float(q) for q in np.quantile(means, (0.025, 0.975)))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference of two models in dB: mean, 95 % interval, and how much it rests on."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+    images: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}] dB"
+
+
+def paired(ours: pd.DataFrame, baseline: pd.DataFrame, metric: str = "psnr_y") -> Difference | None:
+    """`ours` minus `baseline`, paired over (seed, set, image); per-image scores as `study.scores` gives them.
+
+    Only what both have is compared; None if that is nothing.
+    """
+    key = ["seed", "set", "image"]
+    both = ours[[*key, metric]].merge(baseline[[*key, metric]], on=key, suffixes=("", "_base"))
+    if both.empty:
+        return None
+    table = (both[metric] - both[f"{metric}_base"]).groupby([both.seed, both.set, both.image]).mean().unstack("seed")
+    table = table.dropna()   # (images, seeds): images scored for every seed
+    return Difference(*paired_bootstrap(table.to_numpy().T), table.shape[1], table.shape[0])
+
+
+def judge(differences: Sequence[Difference | None], *, margin: float = 0.0, evidence: bool = True) -> str:
+    """The verdict rule, the same for every claim that one model is better than another.
+
+    One difference holds if its 95 % interval lies above -margin (dB): margin 0 for "better", the smallest difference of
+    interest for "at least as good". All hold: supported. None: not supported. Some: mixed. A profile that is no evidence, a
+    missing run or fewer than MIN_SEEDS seeds: not tested at this budget.
+    """
+    if not evidence or not differences or any(d is None or d.seeds < MIN_SEEDS for d in differences):
+        return "not tested at this budget"
+    holds = [d.low > -margin for d in differences]
+    return "supported" if all(holds) else "mixed" if any(holds) else "not supported"
+
+
+# --- pages ----------------------------------------------------------------------------------------------------------
+
+
+def style() -> None:
+    """One look for all figures: colour-blind-safe palette, readable when a README shows them 900 pixels wide."""
+    import seaborn
+
+    seaborn.set_theme(context="notebook", style="whitegrid", palette="colorblind", rc={
+        "figure.figsize": (9, 5), "figure.constrained_layout.use": True, "axes.spines.top": False,
+        "axes.spines.right": False, "legend.frameon": False, "savefig.dpi": 140, "font.size": 12})
+
+
+def check_parameters(cells: Sequence[str]) -> None:
+    """Refuse a papermill parameter that the notebook does not define (papermill itself only warns).
+
+    `cells`: IPython's `In`. papermill injects a cell that starts with "# Parameters" after the notebook's own, the first.
+    """
+    def assigned(source):
+        return {name.id for node in ast.parse(source).body if isinstance(node, ast.Assign) for name in node.targets}
+
+    injected = [cell for cell in cells if cell.startswith("# Parameters")]
+    if not injected:
+        return
+    allowed = assigned(next(cell for cell in cells if cell.strip()))
+    unknown = assigned("\n".join(injected)) - allowed
+    if unknown:
+        raise ValueError(f"unknown parameter {', '.join(sorted(unknown))}; this notebook takes {', '.join(sorted(allowed))}")
+
+
+@dataclass
+class Page:
+    """A notebook's way to the records: what it writes here is what the report shows."""
+
+    name: str
+    profile: Profile
+
+    def __post_init__(self):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._manifest = {"notebook": self.name, "profile": self.profile.name, "tables": [], "figures": [], "claims": []}
+
+    @property
+    def folder(self) -> Path:
+        return config.results_root() / self.profile.name
+
+    def _note(self, kind: str, entry: dict) -> None:
+        """List an entry in the manifest, in place of an earlier one of the same name."""
+        kept = [e for e in self._manifest[kind] if e["name"] != entry["name"]]
+        self._manifest[kind] = [*kept, entry]
+        study.write_text(self.folder / "pages" / f"{self.name}.json", json.dumps(self._manifest, indent=1) + "\n")
+
+    def table(self, frame: pd.DataFrame, name: str, caption: str = "") -> pd.DataFrame:
+        """Write results/<profile>/<name>.csv; returns the frame as people read it (see `readable`)."""
+        study.write_csv(self.folder / f"{name}.csv", frame)
+        self._note("tables", {"name": name, "caption": caption})
+        return readable(frame)
+
+    def figure(self, figure, name: str, caption: str = "", *, any_profile: bool = False):
+        """Write results/<profile>/<name>.png, marked with the profile, close the figure and show the file. Unless
+        `any_profile`, a profile that is no evidence writes so across it."""
+        import matplotlib.pyplot as plt
+        from IPython.display import Image
+
+        figure.text(0.995, 0.995, f"profile {self.profile.name}", ha="right", va="top", fontsize=8, color="0.4")
+        if not (self.profile.evidence or any_profile):
+            figure.text(0.5, 0.5, "not evidence", ha="center", va="center", rotation=25, fontsize=64, color="0.5", alpha=0.25)
+        path = self.folder / f"{name}.png"
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        figure.savefig(temporary, format="png")
+        os.replace(temporary, path)
+        plt.close(figure)
+        self._note("figures", {"name": name, "caption": caption})
+        return Image(filename=str(path), width=900)
+
+    def verdict(self, claim: str, *, paper: str, ours: str, verdict: str, because: str, any_profile: bool = False):
+        """Record what became of a claim and show it. Unless `any_profile` (the work is the same in every profile), a
+        profile that is no evidence gives "not tested at this budget". Raises ValueError for an unknown verdict."""
+        from IPython.display import Markdown
+
+        if verdict not in VERDICTS:
+            raise ValueError(f"unknown verdict {verdict!r}; allowed: {', '.join(VERDICTS)}")
+        if not (self.profile.evidence or any_profile):
+            verdict = VERDICTS[-1]
+        self._note("claims", {"name": claim, "paper": paper, "ours": ours, "verdict": verdict, "because": because})
+        return Markdown(f"**{claim}: {verdict}.** {because}\n\nPaper: {paper}\n\nOurs: {ours}")
+
+
+def open_page(name: str, *, profile: str, cells: Sequence[str] = ()) -> Page:
+    """The page of notebook `name`; refuses unknown parameters and profiles, sets the style. `cells`: pass IPython's `In`."""
+    check_parameters(cells)
+    style()
+    return Page(name, config.get_profile(profile))
+
+
+# --- tables as people read them -------------------------------------------------------------------------------------
+
+
+def _digits(column: str) -> int:
+    """Decimals a quantity is shown with, from its name."""
+    return next((digits for word, digits in (("ssim", 4), ("psnr", 2), ("db", 3), ("_k_", 1), ("_g_", 1)) if word in column.lower()), 3)
+
+
+def _text(value, column: str) -> str:
+    if isinstance(value, str):
+        return value
+    if pd.isna(value):
+        return "–"
+    if isinstance(value, (bool, np.bool_, int, np.integer)):
+        return str(value)
+    return f"{value:.{_digits(column)}f}"
+
+
+def readable(frame: pd.DataFrame) -> pd.DataFrame:
+    """A frame of records as text: `x_paper`, `x_ours`, `x_sd` become twin columns "x paper" | "x ours" (± sd)."""
+    shown = pd.DataFrame(index=frame.index)
+    for column in frame.columns:
+        if column.endswith("_sd") and f"{column[:-3]}_ours" in frame:
+            continue
+        text = [_text(value, column) for value in frame[column]]
+        spread = f"{column[:-5]}_sd"
+        if column.endswith("_ours") and spread in frame:
+            text = [t if pd.isna(sd) else f"{t} ± {_text(sd, spread)}" for t, sd in zip(text, frame[spread], strict=True)]
+        shown[re.sub(r"_(paper|ours)$", r" \1", column).replace("_", " ")] = text
+    return shown
+
+
+def markdown_table(frame: pd.DataFrame) -> str:
+    """A GitHub table of `readable(frame)`."""
+    shown = readable(frame)
+    rows = [list(shown.columns), ["---"] * shown.shape[1], *shown.to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+
+
+# --- the report -----------------------------------------------------------------------------------------------------
+
+
+def _title(notebook: str) -> str:
+    """First heading of a notebook."""
+    path = config.ROOT / "notebooks" / f"{notebook}.ipynb"
+    if not path.exists():
+        return notebook
+    first = json.loads(path.read_text())["cells"][0]["source"]
+    return "".join(first).splitlines()[0].lstrip("# ")
+
+
+def _claims_section(pages: list[dict]) -> list[str]:
+    rows = [(c["name"], c["paper"], c["ours"], f"**{c['verdict']}**", p["notebook"]) for p in pages for c in p["claims"]]
+    if not rows:
+        return []
+    return ["## Verdicts", markdown_table(pd.DataFrame(rows, columns=["claim", "paper", "ours", "verdict", "notebook"])),
+            f"The rule is `ikmlib.report.judge`: 95 % intervals of paired differences, at least {MIN_SEEDS} seeds."]
+
+
+def _page_section(page: dict, folder: Path) -> list[str]:
+    parts = [f"## {_title(page['notebook'])}"]
+    for claim in page["claims"]:
+        parts.append(f"**{claim['name']}: {claim['verdict']}.** {claim['because']}")
+    for figure in page["figures"]:
+        parts.append(f"![{figure['caption'] or figure['name']}]({figure['name']}.png)")
+        if figure["caption"]:
+            parts.append(f"*{figure['caption']}*")
+    for table in page["tables"]:
+        frame = pd.read_csv(folder / f"{table['name']}.csv")
+        cut = frame.head(40)
+        parts += [f"{table['caption']} ([{table['name']}.csv]({table['name']}.csv))".strip(), markdown_table(cut)]
+        if len(cut) < len(frame):
+            parts.append(f"*… {len(frame) - len(cut)} more rows in the CSV*")
+    return parts
+
+
+def _compute_section(profile: Profile) -> list[str]:
+    runs = study.all_records(profile)
+    if runs.empty:
+        return ["## Compute", "No finished runs."]
+    summary = runs.groupby(["device", "torch", "git_commit"], dropna=False).agg(
+        runs=("id", "count"), hours=("train_seconds", lambda s: s.sum() / 3600), updates=("updates", "sum")).reset_index()
+    study.write_csv(config.results_root() / profile.name / "runs.csv", runs)
+    return ["## Compute", f"{len(runs)} finished runs; each has its folder under [runs/](runs/), all are listed in "
+            "[runs.csv](runs.csv) with spec, machine, versions, data digest and commit.", markdown_table(summary)]
+
+
+def report_markdown(profile: Profile) -> str:
+    """REPORT.md of a profile, from the records under results/<profile>/ alone."""
+    folder = config.results_root() / profile.name
+    pages = [json.loads(path.read_text()) for path in sorted((folder / "pages").glob("*.json"))]
+    warning = "" if profile.evidence else "> **Not evidence.** This profile only shows that everything runs."
+    parts = [f"# Reproduction report, profile `{profile.name}`", warning,
+             f"Profile: {profile.summary}. {profile.updates:,} updates of {profile.batch} patches of "
+             f"{profile.patch} x {profile.patch} LR pixels a run; up to {len(profile.seeds)} seed(s). Columns: "
+             "[results/README.md](../README.md).", *_claims_section(pages)]
+    for page in pages:
+        parts += _page_section(page, folder)
+    return "\n\n".join(part for part in [*parts, *_compute_section(profile)] if part) + "\n"
+
+
+_HTML = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
+<title>{title}</title><style>
+body{{font:16px/1.55 system-ui,sans-serif;color:#222;max-width:60rem;margin:2rem auto;padding:0 1rem}}
+h1{{font-size:1.7rem;line-height:1.2}} h2{{margin-top:2.5rem;border-top:1px solid #ddd;padding-top:1.2rem;font-size:1.3rem}}
+img{{max-width:100%;height:auto}} blockquote{{margin:1rem 0;padding:.5rem 1rem;background:#fff3cd;border-left:4px solid #d39e00}}
+.table{{overflow-x:auto;margin:1rem 0}} table{{border-collapse:collapse;font-size:.85rem}}
+th,td{{padding:.3rem .6rem;border-bottom:1px solid #e3e3e3;text-align:left;vertical-align:top}}
+th{{background:#f6f6f6}} td{{font-variant-numeric:tabular-nums}} code{{background:#f4f4f4;padding:.1em .3em}}
+</style>{body}</html>
+"""
+
+
+def report_html(markdown: str, folder: Path) -> str:
+    """The report as one HTML file, pictures inside; tables scroll sideways on a phone."""
+    from nbconvert.filters import markdown2html
+
+    body = str(markdown2html(markdown))
+    body = body.replace("<table>", '<div class="table"><table>').replace("</table>", "</table></div>")
+
+    def inline(match):
+        picture = folder / match[1]
+        return f'src="data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"' if picture.exists() else match[0]
+
+    return _HTML.format(title=markdown.splitlines()[0].lstrip("# "), body=re.sub(r'src="([\w.-]+\.png)"', inline, body))
+
+
+def write_report(profile: str) -> Path:
+    """Write results/<profile>/REPORT.md and report.html from the records; returns the path of REPORT.md."""
+    chosen = config.get_profile(profile)
+    folder = config.results_root() / chosen.name
+    markdown = report_markdown(chosen)
+    study.write_text(folder / "REPORT.md", markdown)
+    study.write_text(folder / "report.html", report_html(markdown, folder))
+    return folder / "REPORT.md"

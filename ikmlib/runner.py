@@ -1,0 +1,241 @@
+"""Executes the notebooks in order, as `./run_all.sh` and `python -m ikmlib run` do.
+
+One failing notebook stops nothing that does not depend on it. Papermill and Jupyter are imported inside the functions
+that need them, so that the library imports without them.
+"""
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from .config import ROOT, get_profile, results_root
+
+NOTEBOOKS = ROOT / "notebooks"
+PLACES = ("IKM_RESULTS", "IKM_DATA", "IKM_CACHE")   # environment variables that hold folders
+INTERRUPTED = 130   # the shell's exit code for Ctrl-C
+
+
+# --- which notebooks, with what --------------------------------------------------------------------------------------
+
+
+def find_notebooks(only: Sequence[str] = ()) -> list[Path]:
+    """The notebooks `NN_name.ipynb`, sorted; `only` keeps some, by number ("04") or full name, also as "04,07".
+
+    Raises FileNotFoundError if there is no notebook at all, ValueError for an entry of `only` that names none.
+    """
+    found = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    if not found:
+        raise FileNotFoundError(f"no notebooks NN_name.ipynb in {NOTEBOOKS}")
+    wanted = [name.strip() for entry in only for name in entry.split(",")]
+    for name in wanted:
+        if not any(name in (path.stem, path.stem[:2]) for path in found):
+            raise ValueError(f"no notebook {name!r}; there are: {', '.join(path.stem for path in found)}")
+    return [path for path in found if not wanted or path.stem in wanted or path.stem[:2] in wanted]
+
+
+def known_parameters(notebook_path: Path) -> set[str]:
+    """Names that the `parameters` cell of a notebook assigns."""
+    import papermill
+
+    return set(papermill.inspect_notebook(str(notebook_path)))
+
+
+def check_parameters(notebook_path: Path, parameters: Mapping[str, object]) -> None:
+    """Raises ValueError if the `parameters` cell does not assign one of `parameters` (papermill itself only warns)."""
+    known = known_parameters(notebook_path)
+    unknown = sorted(set(parameters) - known)
+    if unknown:
+        raise ValueError(f"{notebook_path.name} has no parameter {', '.join(map(repr, unknown))} in its `parameters` "
+                         f"cell; it has: {', '.join(sorted(known)) or 'none'}")
+
+
+def _needs(notebook_path: Path) -> tuple[str, ...]:
+    import nbformat
+
+    needs = tuple(nbformat.read(notebook_path, as_version=4).metadata.get("ikm", {}).get("needs", ()))
+    earlier = [path.stem for path in find_notebooks() if path.stem < notebook_path.stem]
+    for stem in needs:
+        if stem not in earlier:
+            raise ValueError(f"{notebook_path.name} needs {stem!r}, which is no earlier notebook; "
+                             f"there are: {', '.join(earlier) or 'none'}")
+    return needs
+
+
+@dataclass(frozen=True)
+class Job:
+    """One notebook to execute."""
+
+    path: Path
+    parameters: dict[str, object]   # given to its `parameters` cell
+    needs: tuple[str, ...]          # names of earlier notebooks without which it makes no sense: `metadata.ikm.needs`
+
+
+def plan(profile: str, only: Sequence[str] = (), train: bool = True) -> list[Job]:
+    """What `run_notebooks` executes, in order: every notebook gets `profile`, and `train` if it has that parameter.
+
+    Raises ValueError for an unknown notebook, a notebook without `profile`, or a need that is no earlier notebook.
+    """
+    jobs = []
+    for path in find_notebooks(only):
+        parameters: dict[str, object] = {"profile": profile}
+        if "train" in known_parameters(path):
+            parameters["train"] = train
+        check_parameters(path, parameters)
+        jobs.append(Job(path, parameters, _needs(path)))
+    return jobs
+
+
+def kernel_name() -> str:
+    """The Jupyter kernel `ikm`, else `python3`, that runs this very Python; raises RuntimeError if neither does."""
+    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+
+    for name in ("ikm", "python3"):
+        try:
+            program = KernelSpecManager().get_kernel_spec(name).argv[0]
+        except NoSuchKernel:
+            continue
+        if program in ("python", f"python{sys.version_info[0]}"):   # Jupyter puts sys.executable for these
+            return name
+        # environments may share one binary behind links, so the folder has to be the same, too
+        same_folder = os.path.abspath(os.path.dirname(program)) == os.path.abspath(os.path.dirname(sys.executable))
+        if same_folder and os.path.exists(program) and os.path.samefile(program, sys.executable):
+            return name
+    raise RuntimeError(f"no Jupyter kernel runs {sys.executable}; make one with: "
+                       f"{sys.executable} -m ipykernel install --sys-prefix --name ikm")
+
+
+# --- one notebook ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _kernel_environment() -> Iterator[None]:
+    """Kernels start in notebooks/: let them import this very ikmlib and find the caller's folders from there."""
+    from unittest.mock import patch
+
+    places = {name: os.path.abspath(os.environ[name]) for name in PLACES if os.environ.get(name)}
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    with patch.dict(os.environ, places, PYTHONPATH=path):
+        yield
+
+
+def _portable(text: str) -> str:
+    """Text in which folders of this machine are names: executed notebooks are committed and read elsewhere."""
+    places = [(os.path.abspath(os.environ[name]), f"${name}") for name in PLACES if os.environ.get(name)]
+    places += [(str(ROOT), "."), (sys.prefix, "$PYTHON"), (os.path.expanduser("~"), "~")]
+    for folder, name in places:
+        if folder != os.sep:
+            text = text.replace(f"{folder}{os.sep}", f"{name}/")
+    return text
+
+
+def _save_executed(source: Path, target: Path, error: Exception | None) -> None:
+    """Moves the executed notebook to `target` and writes its HTML beside it, both without paths of this machine."""
+    import nbformat
+    from nbconvert import HTMLExporter
+    from papermill import PapermillExecutionError
+
+    notebook = nbformat.reads(_portable(source.read_text(encoding="utf-8")), as_version=4)
+    notebook.metadata.papermill.update(input_path=target.name, output_path=target.name)
+    if error is not None and not isinstance(error, PapermillExecutionError):   # papermill shows errors of cells only
+        notebook.cells.insert(0, nbformat.v4.new_markdown_cell(f"**Stopped: {type(error).__name__}: {error}**"))
+    html, _ = HTMLExporter().from_notebook_node(notebook, {"metadata": {"name": target.stem}})
+    page = source.with_suffix(".html")
+    page.write_text(html, encoding="utf-8")
+    nbformat.write(notebook, source)
+    os.replace(page, target.with_suffix(".html"))
+    os.replace(source, target)
+
+
+def execute(notebook_path: Path, target: Path, parameters: Mapping[str, object]) -> Exception | None:
+    """Executes one notebook into `target` and `target`.html; returns what stopped it, None if nothing did.
+
+    The partial notebook of a failure is kept, with the error in it. Raises ValueError for unknown parameters.
+    """
+    import papermill
+
+    check_parameters(notebook_path, parameters)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    error = None
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".running-") as folder, _kernel_environment():
+        running = Path(folder).resolve() / target.name
+        try:
+            papermill.execute_notebook(
+                str(notebook_path), str(running), dict(parameters), kernel_name=kernel_name(), cwd=str(NOTEBOOKS),
+                progress_bar=False, start_timeout=300,
+                stderr_file=sys.stderr if sys.stderr.isatty() else None,   # the progress bars of training
+                iopub_timeout=120, coalesce_streams=True,   # a busy machine; one line per progress bar
+                extra_arguments=["--Application.log_level=CRITICAL"],   # the kernel's own log, not the notebook's warnings
+            )
+        except Exception as caught:  # noqa: BLE001 - whatever stops one notebook must not stop the others
+            error = caught
+        if running.exists():
+            _save_executed(running, target, error)
+    return error
+
+
+def _describe(error: Exception) -> str:
+    """Name and message of an error and, where papermill knows it, the cell."""
+    from papermill import PapermillExecutionError
+
+    if not isinstance(error, PapermillExecutionError):
+        return f"    {type(error).__name__}: {error}"
+    cell = "\n".join(f"    | {line}" for line in error.source.splitlines())
+    return f"    {error.ename}: {error.evalue}\n    in cell [{error.exec_count}]:\n{cell}"
+
+
+# --- all of them -----------------------------------------------------------------------------------------------------
+
+
+def _run_all(jobs: Sequence[Job], out: Path) -> dict[str, str]:
+    """Executes `jobs` in order into the folder `out`; returns what became of those that are not ok, {name: why}."""
+    bad: dict[str, str] = {}
+    for count, job in enumerate(jobs, start=1):
+        name, title = job.path.stem, f"[{count}/{len(jobs)}] {job.path.stem}"
+        missing = [need for need in job.needs if need in bad]
+        if missing:
+            bad[name] = f"skipped, needs {', '.join(missing)}"
+            print(f"{title} {bad[name]}", flush=True)
+            continue
+        print(f"{title} …", flush=True)
+        start = time.monotonic()
+        error = execute(job.path, out / job.path.name, job.parameters)
+        seconds = f"{time.monotonic() - start:.0f} s"
+        if error is None:
+            print(f"{title} ok in {seconds}", flush=True)
+        else:
+            bad[name] = "failed"
+            print(f"{title} FAILED after {seconds}; see {out / job.path.name}\n{_describe(error)}", flush=True)
+    return bad
+
+
+def run_notebooks(profile: str, only: Sequence[str] = (), train: bool = True) -> int:
+    """Executes the notebooks, or those in `only`, for one profile, then writes the report; returns the exit code.
+
+    profile: a name of `config.PROFILES`, or `auto`. only: numbers or names, see `find_notebooks`. train: False uses the
+    recorded runs and trains nothing. Executed copies go to `results/<profile>/notebooks/`. The code is 0 if all is
+    well, 1 if a notebook failed or was skipped because one that it needs did, 130 after Ctrl-C. Before anything runs:
+    raises ValueError for an unknown profile and what `plan` refuses, RuntimeError if no kernel runs this Python.
+    """
+    name = get_profile(profile).name
+    why = f" (auto: {'a' if name == 'small' else 'no'} CUDA device found)" if profile == "auto" else ""
+    print(f"profile {name}{why}", flush=True)
+    jobs = plan(name, only, train)
+    kernel_name()
+    try:
+        bad = _run_all(jobs, results_root().resolve() / name / "notebooks")
+        for stem, what in bad.items():
+            print(f"not ok: {stem} ({what})", flush=True)
+        from .report import write_report
+
+        report = write_report(name)
+    except KeyboardInterrupt:
+        print("\ninterrupted: finished runs are kept, the same command continues", flush=True)
+        return INTERRUPTED
+    print(f"report: {report} and {report.with_name('report.html')}", flush=True)
+    return 1 if bad else 0

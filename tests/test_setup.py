@@ -1,0 +1,183 @@
+"""The environment files agree with each other, and the set-up script does what its help says."""
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from ikmlib.config import PROFILES, ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+WANTED = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]
+SCRIPTS = ("run_all.sh", "run_tests.sh", ".ci/run")
+
+
+# --- the files --------------------------------------------------------------------------------------------------------
+
+
+def test_conda_environment_equals_pyproject():
+    *conda, from_pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    assert conda == ["python" + PROJECT["requires-python"], "pip"]
+    *packages, project = from_pip["pip"]
+    assert project == "-e ."
+    assert sorted(map(str, map(Requirement, packages))) == sorted(map(str, map(Requirement, WANTED)))
+
+
+def test_every_range_has_both_ends():
+    for requirement in map(Requirement, WANTED):
+        assert {spec.operator for spec in requirement.specifier} == {">=", "<"}, requirement
+
+
+def test_constraints_pin_every_dependency_within_its_range():
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    pins = {}
+    for line in lines:
+        name, _, version = line.partition("==")   # no options, no paths, no ranges
+        assert canonicalize_name(name, validate=True) not in pins, f"{name} is pinned twice"
+        pins[canonicalize_name(name)] = version
+    for requirement in map(Requirement, WANTED):
+        assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
+    assert pins["torch"] == "2.13.0"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_are_executable_bash(script):
+    assert os.access(ROOT / script, os.X_OK)
+    assert (ROOT / script).read_text().startswith("#!/usr/bin/env bash\n")
+    subprocess.run(["bash", "-n", ROOT / script], check=True)
+
+
+# --- run_all.sh -------------------------------------------------------------------------------------------------------
+
+
+def run(script: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """Runs a script from another folder, with nothing but `environment` and a PATH."""
+    environment.setdefault("PATH", f"{Path(sys.executable).parent}:/usr/bin:/bin")
+    return subprocess.run(["bash", script, *arguments], cwd="/", env=environment, capture_output=True, text=True,
+                          timeout=60, check=False)
+
+
+def test_help():
+    result = run(ROOT / "run_all.sh", "--help")
+    assert result.returncode == 0 and result.stdout.startswith("Usage: ./run_all.sh") and result.stderr == ""
+    assert all(word in result.stdout for word in ("--profile", "--only", "--no-train", "--setup-only", *PROFILES))
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--profile", "huge"], f"unknown profile 'huge'; allowed: auto, {', '.join(PROFILES)}"),
+    (["--profile=", "--only", "04"], "unknown profile ''; allowed: auto"),
+    (["--fast"], "unknown option --fast; allowed: --profile NAME, --only NN, --no-train, --setup-only, --help"),
+    (["smoke"], "unknown option smoke; allowed"),
+    (["--profile"], "--profile needs a value"),
+])
+def test_mistakes_are_refused_before_any_installation(project, arguments, message):
+    start = time.monotonic()
+    result = run(project / "run_all.sh", *arguments)
+    assert result.returncode == 2 and result.stdout == ""
+    assert f"run_all.sh: {message}" in result.stderr
+    assert time.monotonic() - start < 20 and not (project / ".venv").exists()
+
+
+@pytest.fixture
+def project(tmp_path) -> Path:
+    """A copy of the project's set-up files that depends on a package that no Python has."""
+    folder = tmp_path / "project"
+    for name in ("run_all.sh", "run_tests.sh", "constraints.txt", "ikmlib/config.py"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    depend_on(folder, "no-such-package-ikm")
+    return folder
+
+
+def depend_on(project: Path, package: str) -> None:
+    (project / "pyproject.toml").write_text(
+        f'[project]\ndependencies = ["{package}"]\n[project.optional-dependencies]\ntest = []\n')
+
+
+@pytest.fixture
+def stub(tmp_path) -> Path:
+    """The folder of a `python3` that stands in for Python: it notes installations, which fail while `broken` is there.
+
+    What it notes is in `log` beside it. Its virtual environments hold a copy of it, which claims to have all packages.
+    """
+    folder = tmp_path / "stub"
+    folder.mkdir()
+    (folder / "python3").write_text(f"""#!/bin/bash
+        note() {{ echo "$*" >> {folder}/log; }}
+        case "$*" in
+            "-m venv "*) note venv; mkdir -p "${{@: -1}}/bin"; cp "$0" "${{@: -1}}/bin/python" ;;
+            "-m ipykernel install "*) note kernel ;;
+            "-m pip "*" install "*) note "pip ${{@: -1}}"; ! [ -e {folder}/broken ] ;;
+            "-c "*) echo "$0" ;;
+            *) case "$0" in */.venv/*) echo "$0" ;; *) exec {sys.executable} "$@" ;; esac ;;
+        esac
+    """)
+    (folder / "python3").chmod(0o755)
+    return folder
+
+
+def test_installs_once_and_again_when_needed(project, stub):
+    log = stub / "log"
+    whole = ["venv", f"pip {project}[test]", "kernel"]
+
+    def set_up(**environment: str) -> tuple[int, list[str]]:
+        log.write_text("")
+        result = run(project / "run_all.sh", "--setup-only", PATH=f"{stub}:/usr/bin:/bin", **environment)
+        assert result.stdout == ("" if result.returncode else f"{project}/.venv/bin/python\n"), result.stderr
+        return result.returncode, log.read_text().splitlines()
+
+    (stub / "broken").touch()
+    assert set_up() == (1, whole[:2])
+    (stub / "broken").unlink()
+    assert set_up() == (0, whole[1:])   # the unfinished installation is finished
+    assert set_up() == (0, [])          # and then used
+    with open(project / "constraints.txt", "a") as file:
+        file.write("# changed\n")
+    assert set_up() == (0, whole[1:])
+    shutil.rmtree(project / ".venv" / "bin")
+    assert set_up(IKM_TORCH_INDEX="file:///nowhere") == (0, ["venv", "pip torch", *whole[1:]])
+
+
+def test_unreachable_torch_index_is_no_failure(project, stub):
+    program = (stub / "python3").read_text()
+    (stub / "python3").write_text(program.replace("! [ -e", '[[ "$*" != *index-url* ]] && ! [ -e'))
+    result = run(project / "run_all.sh", "--setup-only", PATH=f"{stub}:/usr/bin:/bin", IKM_TORCH_INDEX="file:///none")
+    assert result.returncode == 0 and "no torch from IKM_TORCH_INDEX; taking the default one" in result.stderr
+    assert (stub / "log").read_text().splitlines() == ["venv", "pip torch", f"pip {project}[test]", "kernel"]
+
+
+def test_no_python_is_a_clear_error(project, tmp_path):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for tool in ("bash", "dirname", "cat"):
+        (tools / tool).symlink_to(shutil.which(tool))
+    result = run(project / "run_all.sh", PATH=str(tools))
+    assert result.returncode == 1 and "needs Python >= 3.11 with its venv module" in result.stderr
+    assert run(project / "run_all.sh", "--help", PATH=str(tools)).returncode == 0
+
+
+def test_complete_python_is_used_and_gets_the_arguments(project):
+    depend_on(project, "pytest>=8")
+    (project / "ikmlib" / "__main__.py").write_text("import sys; print(*sys.argv[1:]); sys.exit(3)")
+    used = Path(run(project / "run_all.sh", "--setup-only").stdout.strip())
+    assert used.is_file() and used.parent == Path(sys.executable).parent
+    result = run(project / "run_all.sh", "--profile", "cpu", "--only=04", "--only", "07", "--no-train")
+    assert (result.returncode, result.stdout) == (3, "run --profile cpu --only=04 --only 07 --no-train\n")
+    result = run(project / "run_tests.sh", "--version")
+    assert result.returncode == 0 and (result.stdout + result.stderr).startswith("pytest ")
+    assert not (project / ".venv").exists()
+
+
+def test_python_with_a_package_out_of_range_is_not_used(project, stub):
+    depend_on(project, "pytest<8")
+    result = run(project / "run_all.sh", "--setup-only", PATH=f"{stub}:/usr/bin:/bin")
+    assert result.stdout == f"{project}/.venv/bin/python\n"
