@@ -23,15 +23,16 @@ def _parser() -> argparse.ArgumentParser:
                              help="only this notebook or its runs, by number (04) or name; repeatable, or a comma list")
         return sub
 
-    def jobs(sub: argparse.ArgumentParser) -> None:
+    def training(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--jobs", type=int, help="runs trained at once (default: one a CPU core, or 4 on a GPU)")
+        sub.add_argument("--no-download", action="store_true", help="use the image sets that are installed, fetch none")
 
     sub = command("run", "train what is missing, execute the notebooks, write the report", only=True)
     sub.add_argument("--no-train", action="store_true", help="use the recorded runs, train nothing")
-    jobs(sub)
+    training(sub)
     sub = command("train", "train the queue's unfinished runs in order of priority; stop and continue at any time", only=True)
     sub.add_argument("--time-limit", type=float, metavar="SECONDS", help="stop, with everything saved, after this long")
-    jobs(sub)
+    training(sub)
     command("status", "the queue: what is finished, in progress, missing")
     sub = command("pack", "write a profile's runs, finished or not, as at most 8 files of at most 15 MB")
     sub.add_argument("destination", type=Path)
@@ -70,7 +71,7 @@ def _train(profile: config.Profile, only: list[str], jobs: int | None, time_limi
     jobs = min(unfinished, jobs or (4 if cuda else min(cores, 8)))
     if jobs <= 1:
         return int(study.work(profile, only=only, time_limit=time_limit) > 0)
-    command = [sys.executable, "-m", "ikmlib", "train", "--profile", profile.name, "--jobs", "1"]
+    command = [sys.executable, "-m", "ikmlib", "train", "--profile", profile.name, "--jobs", "1", "--no-download"]
     command += [word for name in only for word in ("--only", name)]
     command += ["--time-limit", str(time_limit)] if time_limit is not None else []
     print(f"profile {profile.name}: {unfinished} runs to train, {jobs} at a time", flush=True)
@@ -85,18 +86,42 @@ def _train(profile: config.Profile, only: list[str], jobs: int | None, time_limi
         raise
 
 
+def _prepare_data(profile: config.Profile, download: bool) -> None:
+    """Fetch the profile's missing image sets; what cannot be had is named, and so is the fall-back."""
+    from . import datasets, study
+
+    wanted = [name for name in (*profile.train_sets, *profile.test_sets) if not datasets.is_installed(name)]
+    try:
+        for name in wanted if download else ():
+            if name != "Manga109":   # its licence leaves it to the user
+                datasets.fetch(name)
+    except datasets.FetchError as error:
+        print(f"note: {error}", file=sys.stderr)
+    missing = [name for name in wanted if not datasets.is_installed(name)]
+    if missing:
+        print(f"note: not installed: {', '.join(missing)}", file=sys.stderr)
+    if set(missing) & set(profile.train_sets):
+        print(f"note: new runs train on and are scored on {', '.join(study.FALLBACK['train'] + study.FALLBACK['test'])} instead, "
+              "and their records say so", file=sys.stderr)
+
+
 def _run_command(args: argparse.Namespace) -> int:
     from . import runner, study
 
     profile, only = config.get_profile(args.profile), _names(args.only)
     stems = [path.stem for path in runner.find_notebooks(only)]
     with_runs = [stem for stem in stems if stem in study.QUEUE]
+    if not args.no_train:
+        _prepare_data(profile, not args.no_download)
     trained = _train(profile, with_runs, args.jobs) if with_runs and not args.no_train else 0
     return runner.run_notebooks(profile.name, only, train=not args.no_train) or trained
 
 
 def _train_command(args: argparse.Namespace) -> int:
-    return _train(config.get_profile(args.profile), _names(args.only), args.jobs, args.time_limit)
+    profile = config.get_profile(args.profile)
+    if not args.no_download:
+        _prepare_data(profile, True)
+    return _train(profile, _names(args.only), args.jobs, args.time_limit)
 
 
 def _status_command(args: argparse.Namespace) -> int:

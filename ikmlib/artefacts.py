@@ -131,7 +131,7 @@ def figure_table3_curves(runs: Sequence[Run]):
 
     curves = study.curves(runs)
     figure, panels = plt.subplots(2, 2, figsize=(9, 7), sharex=True, sharey=True)
-    for axes, block in zip(panels.flat, TABLE3_BLOCKS, strict=True):
+    for axes, block in zip(panels.flat, TABLE3_BLOCKS if len(curves) else (), strict=False):
         shown = curves[curves.block == block].assign(attention=lambda frame: frame.attention.map(NAMES))
         seaborn.lineplot(shown, x="update", y="psnr_y", hue="attention", style="attention", errorbar="sd", ax=axes,
                          palette=colours(), hue_order=list(colours()), style_order=list(colours()),

@@ -16,7 +16,7 @@ VALIDATION_CROP = 192   # HR pixels, centre
 TEST_TWINS = {"BSDS500/train/302003": "Set5's woman at a higher resolution"}
 
 
-# --- MATLAB's imresize --------------------------------------------------------------------------------------------------
+# --- MATLAB's imresize ----------------------------------------------------------------------------------------------
 
 
 def _cubic(x: np.ndarray) -> np.ndarray:
@@ -77,7 +77,7 @@ def to_rgb(image: np.ndarray) -> np.ndarray:
     return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
 
 
-# --- training and validation images -------------------------------------------------------------------------------------
+# --- training and validation images ---------------------------------------------------------------------------------
 
 
 def split(names: tuple[str, ...]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

@@ -21,7 +21,7 @@ def _require(name: str, value, allowed: tuple) -> None:
         raise ValueError(f"unknown {name} {value!r}; allowed: {', '.join(map(str, allowed))}")
 
 
-# --- contextual attention generation (CAG), Eqs. 9-11 -------------------------------------------------------------------
+# --- contextual attention generation (CAG), Eqs. 9-11 ---------------------------------------------------------------
 
 
 def pooled_mask(x: Tensor, kernel_size: int | tuple[int, ...], *, tau: float | str = 0.0, strict: bool = False) -> Tensor:
@@ -75,7 +75,7 @@ def contextual_attention(x: Tensor, kernel_size: int | tuple[int, ...], *, tau: 
     return proportion_transform(pooled_mask(x, kernel_size, tau=tau, strict=strict), transform)
 
 
-# --- image-specific kernel modulation (IKM), Eqs. 7-8 and 12-15 ---------------------------------------------------------
+# --- image-specific kernel modulation (IKM), Eqs. 7-8 and 12-15 -----------------------------------------------------
 
 
 def _conv_each(x: Tensor, kernels: Tensor, stride, padding, dilation) -> Tensor:
@@ -192,7 +192,7 @@ class IKMConv2d(nn.Conv2d):
         return f"{super().extra_repr()}, gradient={self.gradient}, tau={self.tau}, strict={self.strict}, {self.transform}"
 
 
-# --- the attentions of Table III ----------------------------------------------------------------------------------------
+# --- the attentions of Table III ------------------------------------------------------------------------------------
 
 
 class ChannelAttention(nn.Module):

@@ -42,7 +42,7 @@ def bicubic_rows(sets: tuple[str, ...] = config.BENCHMARKS, scales: tuple[int, .
     """Scores of bicubic upscaling of the installed ones among `sets` (none: of the embedded test images), whole images.
 
     A row an image: set, scale, image; psnr_y (dB), ssim_y on float Y with everything as RGB, the project's standard;
-    psnr_matlab, ssim_matlab: Y rounded, a grey image on its own full-range values. Raises ValueError for an unknown set.
+    psnr_matlab, ssim_matlab: Y rounded, a grey image on its own full-range values. Raises ValueError for unknown sets.
     """
     rows = []
     for name in [s for s in sets if datasets.is_installed(s)] or ["embedded-test"]:
@@ -92,11 +92,13 @@ def bicubic_verdict(table: pd.DataFrame) -> dict[str, str]:
     equal, total, sets = int((asked == 0).sum().sum()), asked.size, list(scored["set"].unique())
     absent = ", ".join(name for name in config.BENCHMARKS if name not in sets) or "none"
     verdict = "supported" if equal == total else "mixed" if equal else "not supported"
-    return {"paper": "Bicubic rows of Table I: PSNR and SSIM at x2 and x4, whose convention the paper does not state",
-            "ours": f"with rounded Y, {equal} of {total} equal to the last digit ({', '.join(sets) or 'no published set'})",
+    because = f"{equal} of {total} numbers equal to the last digit ({', '.join(sets) or 'no published set scored'}). "
+    if len(x3.dropna()):
+        because += f"At x3 the largest differences are {x3.psnr_difference:.2f} dB and {x3.ssim_difference:.4f}. "
+    return {"paper": "Bicubic rows of Table I at x2 and x4, PSNR and SSIM; the text does not state how Y is made",
+            "ours": f"rounded Y, grey images on their own values: {equal} of {total} numbers equal",
             "verdict": verdict if total else "not tested at this budget",
-            "because": (f"At x3 the largest differences are {x3.psnr_difference:.2f} dB and {x3.ssim_difference:.4f}. "
-                        if len(x3.dropna()) else "") + f"Benchmarks not scored here: {absent}."}
+            "because": because + f"Benchmarks not scored here: {absent}."}
 
 
 # --- traps of the protocol ------------------------------------------------------------------------------------------
@@ -133,10 +135,10 @@ def lr_recipes(hr_uint8: np.ndarray, scale: int) -> dict[str, np.ndarray]:
 
 
 def recipe_table(scales: tuple[int, ...] = SCALES) -> pd.DataFrame:
-    """LR recipes against the reference LR: files made by MATLAB where Set5 and Set5_LR are installed, else our imresize.
+    """LR recipes against files made by MATLAB where Set5 and Set5_LR are installed, else against our imresize.
 
-    A row a scale and recipe: levels (largest error, of 255), differing (% of values), psnr (dB, mean of bicubic upscaling
-    of that LR), change_db (psnr minus that of the MATLAB recipe), reference.
+    A row a scale and recipe: levels (largest error, of 255), differing (% of values), psnr (dB, mean, of that LR
+    upscaled by `imresize`), change_db (psnr minus that of the MATLAB recipe), reference.
     """
     name, images = calibration_images()
     known = datasets.load("Set5_LR") if name == "Set5" and datasets.is_installed("Set5_LR") else {}
@@ -159,7 +161,7 @@ def recipe_table(scales: tuple[int, ...] = SCALES) -> pd.DataFrame:
 
 
 def score_variants(scale: int) -> pd.Series:
-    """Bicubic upscaling by every scorer in use, mean over the calibration images; psnr (dB), ssim: the standard."""
+    """Bicubic upscaling as every scorer in use sees it, mean over the calibration images: PSNR in dB, SSIM."""
     rows, inner = [], slice(scale, -scale)
     wang = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
     for pixels in calibration_images()[1].values():
@@ -180,9 +182,10 @@ def rounding_cost(psnr: float) -> float:
 
 
 def grey_gap(scale: int) -> tuple[str, float]:
-    """Which grey image, and its PSNR on its own values 0..255 minus that as RGB (Y in 16..235): about 20 log10(219/255) dB.
+    """Which grey image, and its PSNR on its own values minus that as RGB, in dB.
 
-    Set14's bridge where it is installed, else the first calibration image made grey.
+    Values lie in 0..255, Y in 16..235: 20 log10(219/255) is expected. The image is Set14's bridge where it is
+    installed, else the first calibration image made grey.
     """
     name, images = calibration_images()
     source, grey = f"{name}, made grey", luma(next(iter(images.values())), round_y=True)[..., None].astype(np.uint8)
@@ -219,14 +222,14 @@ def _patches(batch: int) -> Tensor:
 
 
 def _untrained(strict: bool = False) -> SRNetwork:
-    """Table III's U-HDB network before training, from seed 0; the caller's random state is left alone."""
+    """Table III's U-HDB network before training, from seed 0; the caller's random state on the CPU is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return SRNetwork(replace(ARCHITECTURES["uhdb"], strict=strict), 2).eval()
 
 
 def network_attention(strict: bool) -> list[Tensor]:
-    """Attention (Ci, 3, 3) of each of the 30 modulated convolutions of an untrained U-HDB, for one crop of a photograph.
+    """Attention (Ci, 3, 3) of each of the 30 modulated convolutions of an untrained U-HDB, for a crop of a photograph.
 
     Of the Ci channels the first C = 64, the unit's input, are signed; the others come out of a ReLU. `strict`: x > 0.
     """
@@ -247,8 +250,8 @@ def informative(attention: Tensor) -> Tensor:
 def attention_range(kernel: int = 3) -> tuple[float, float]:
     """Least and largest value that the released attention can take.
 
-    A cell's softmax share grows with its own pooled mask and falls with the others', and masks lie in 0..1: the extremes
-    are an empty cell among full ones, and a full cell among empty ones.
+    A cell's softmax share grows with its own pooled mask and falls with the others', and masks lie in 0..1: the
+    extremes are an empty cell among full ones, and a full cell among empty ones.
     """
     one_full = torch.zeros(1, 1, kernel, kernel)
     one_full[..., 0, 0] = 1
@@ -256,10 +259,10 @@ def attention_range(kernel: int = 3) -> tuple[float, float]:
 
 
 def iso_gradients(batch: int = 8) -> dict[str, Tensor]:
-    """Kernel gradients (12, 64, 3, 3) of one layer on features of a photograph, random output gradient, double precision.
+    """Kernel gradients (12, 64, 3, 3) of one layer on features of a photograph, for a random output gradient; double.
 
-    "literal": Algorithm 1 as written, the mean of each image's own kernel gradient; "vanilla": a plain convolution's / B;
-    "iso": this project's; "autograd": the exact derivative.
+    "literal": Algorithm 1 as written, the mean of each image's own kernel gradient; "vanilla": a plain convolution's
+    divided by B; "iso": this project's; "autograd": the exact derivative.
     """
     x = _untrained().head(_patches(batch)).detach().double()
     random = torch.Generator().manual_seed(0)
@@ -315,7 +318,8 @@ def _scoring_traps(scale: int) -> list[tuple]:
     set_name, rows = calibration_images()[0], []
     source = f"{set_name} x{scale}, bicubic"
     for lr in recipe_table((scale,)).itertuples():
-        rows.append(("LR recipe", f"{lr.recipe}: largest error", lr.levels, "levels", f"{set_name} x{scale}, to {lr.reference}"))
+        rows.append(("LR recipe", f"{lr.recipe}: largest error", lr.levels, "levels",
+                     f"{set_name} x{scale}, to {lr.reference}"))
         if lr.recipe != MATLAB:
             rows.append(("LR recipe", lr.recipe, lr.change_db, "dB", source))
     score, (grey, gap), wrapped = score_variants(scale), grey_gap(scale), overflow(scale)
@@ -324,8 +328,10 @@ def _scoring_traps(scale: int) -> list[tuple]:
         ("luma", "Y rounded", score["psnr rounded"] - score["psnr"], "dB", source),
         ("luma", "Y rounded, an image at 38 dB", -rounding_cost(38), "dB", "derived: MSE + 1/6"),
         ("luma", "RGB instead of Y", score["psnr rgb"] - score["psnr"], "dB", source),
-        ("luma", "Y shifted to 0..219 (released code)", score["ssim shifted"] - score["ssim"], "SSIM", source),
-        ("SSIM window", "7 x 7 box (scikit-image's default)", score["ssim box"] - score["ssim"], "SSIM", source),
+        ("luma", "Y shifted to 0..219 (released code)", 1e3 * (score["ssim shifted"] - score["ssim"]),
+         "0.001 SSIM", source),
+        ("SSIM window", "7 x 7 box (scikit-image's default)", 1e3 * (score["ssim box"] - score["ssim"]),
+         "0.001 SSIM", source),
         ("border", "not shaved", score["psnr unshaved"] - score["psnr"], "dB", source),
         ("grey image", "own values, not as RGB", gap, "dB", f"{grey} x{scale}, bicubic"),
         ("LR not clipped", "values that wrap around in uint8", wrapped.max(), "%", f"{wrapped.idxmax()} x{scale}"),
@@ -358,7 +364,7 @@ def _method_traps() -> list[tuple]:
 def traps(scale: int = 2) -> pd.DataFrame:
     """All traps with their size: trap, what_goes_wrong, size, unit, source (where the number comes from).
 
-    A size in dB or SSIM is the mean score with the trap minus the standard one.
+    A size in dB or 0.001 SSIM is the mean score with the trap minus the standard one.
     """
     rows = [*_scoring_traps(scale), *_method_traps()]
     return pd.DataFrame(rows, columns=["trap", "what_goes_wrong", "size", "unit", "source"]).astype({"size": float})
@@ -367,16 +373,24 @@ def traps(scale: int = 2) -> pd.DataFrame:
 # --- figures --------------------------------------------------------------------------------------------------------
 
 
+def _axes(columns: int, width: float, height: float):
+    """A figure (inches) and its axes side by side; the strip above is left to the page's label."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, columns, figsize=(width, height), layout="constrained")
+    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - 0.16 / height))
+    return figure, axes
+
+
 def figure_recipes(scale: int = 4, side: int = 32):
     """Where each LR recipe errs: the upper right corner, `side` LR pixels wide, of a calibration image."""
-    import matplotlib.pyplot as plt
     from matplotlib.colors import BoundaryNorm
 
     name, images = calibration_images()
     image = "butterfly" if name == "Set5" else "chelsea"
     hr = crop_to_multiple(images[image], scale)
     lrs = {recipe: lr[:side, -side:] for recipe, lr in lr_recipes(hr, scale).items()}
-    figure, axes = plt.subplots(1, len(lrs), figsize=(10, 2.9), layout="constrained", sharey=True)
+    figure, axes = _axes(len(lrs), 10, 3)
     levels = [0, 1, 2, 4, 8, 16, 32, 64, 128, 255]
     for axis, (recipe, lr) in zip(axes, lrs.items(), strict=True):
         error = np.abs(lr - lrs[MATLAB].astype(int)).max(2)
@@ -386,7 +400,7 @@ def figure_recipes(scale: int = 4, side: int = 32):
             axis.imshow(lr)
             title = f"{recipe}\n{name} {image}\nx{scale}, corner"
         axis.set_title(title, fontsize=11)
-        axis.set(xlabel="LR pixels", xticks=[0, side - 1], yticks=[0, side - 1])
+        axis.set(xlabel="LR pixels", xticks=[0, side - 1], yticks=[])
         axis.grid(False)
     figure.colorbar(shown, ax=axes, label="error, levels of 255", ticks=levels, pad=0.01)
     return figure
@@ -394,12 +408,10 @@ def figure_recipes(scale: int = 4, side: int = 32):
 
 def figure_sizes(table: pd.DataFrame):
     """The traps of `traps` that move PSNR, in dB on a log axis, beside the gains that Table III reports for IKM."""
-    import matplotlib.pyplot as plt
-
     psnr = table[(table.unit == "dB") & (table["size"] != 0)].sort_values("size", key=np.abs)
-    scores = pd.read_csv(config.PAPER / "table3.csv").pivot(index="architecture", columns="attention", values="Set5_psnr")
+    scores = pd.read_csv(config.PAPER / "table3.csv").pivot(index="architecture", columns="attention")["Set5_psnr"]
     gains = scores["IKM"] - scores["none"]
-    figure, axis = plt.subplots(figsize=(9, 4.6), layout="constrained")
+    figure, axis = _axes(1, 9, 4.6)
     axis.axvspan(gains.min(), gains.max(), color="0.85",
                  label=f"IKM's gains in Table III,\n{gains.min():.2f} to {gains.max():.2f} dB")
     for sign, marker, colour, label in ((1, "^", BLUE, "raises the score"), (-1, "v", ORANGE, "lowers the score")):
@@ -417,11 +429,9 @@ def figure_sizes(table: pd.DataFrame):
 
 
 def figure_attention():
-    """Attention in an untrained U-HDB: its values by kind of input channel, and which share is informative, by layer."""
-    import matplotlib.pyplot as plt
-
+    """Attention in an untrained U-HDB: its values by kind of input channel, and the informative share by layer."""
     layers, arch = {strict: network_attention(strict) for strict in (False, True)}, ARCHITECTURES["uhdb"]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    figure, (left, right) = _axes(2, 10, 4.3)
     kinds = (("signed channels", False, slice(arch.channels), "0.35", "-"),
              (r"after ReLU, $x \geq 0$", False, slice(arch.channels, None), ORANGE, "-"),
              (r"after ReLU, $x > 0$", True, slice(arch.channels, None), BLUE, "--"))

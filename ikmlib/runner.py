@@ -6,6 +6,7 @@ that need them, so that the library imports without them.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 import time
@@ -21,7 +22,7 @@ PLACES = ("IKM_RESULTS", "IKM_DATA", "IKM_CACHE")   # environment variables that
 INTERRUPTED = 130   # the shell's exit code for Ctrl-C
 
 
-# --- which notebooks, with what --------------------------------------------------------------------------------------
+# --- which notebooks, with what -------------------------------------------------------------------------------------
 
 
 def find_notebooks(only: Sequence[str] = ()) -> list[Path]:
@@ -110,7 +111,7 @@ def kernel_name() -> str:
                        f"{sys.executable} -m ipykernel install --sys-prefix --name ikm")
 
 
-# --- one notebook ----------------------------------------------------------------------------------------------------
+# --- one notebook ---------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -124,14 +125,20 @@ def _kernel_environment() -> Iterator[None]:
         yield
 
 
-def _portable(text: str) -> str:
-    """Text in which folders of this machine are names: executed notebooks are committed and read elsewhere."""
+def _portable(node: object) -> object:
+    """A notebook, or part of one, in which folders of this machine are names: executed copies are read elsewhere."""
+    if isinstance(node, dict):
+        return {key: item if key.startswith("image/") else _portable(item) for key, item in node.items()}
+    if isinstance(node, list):
+        return [_portable(item) for item in node]
+    if not isinstance(node, str):
+        return node
     places = [(os.path.abspath(os.environ[name]), f"${name}") for name in PLACES if os.environ.get(name)]
     places += [(str(ROOT), "."), (sys.prefix, "$PYTHON"), (os.path.expanduser("~"), "~")]
     for folder, name in places:
         if folder != os.sep:
-            text = text.replace(f"{folder}{os.sep}", f"{name}/")
-    return text
+            node = re.sub(rf"(?<![\w.-]){re.escape(folder)}(?![\w-])", name, node)
+    return node
 
 
 def _save_executed(source: Path, target: Path, error: Exception | None) -> None:
@@ -140,16 +147,16 @@ def _save_executed(source: Path, target: Path, error: Exception | None) -> None:
     from nbconvert import HTMLExporter
     from papermill import PapermillExecutionError
 
-    notebook = nbformat.reads(_portable(source.read_text(encoding="utf-8")), as_version=4)
+    notebook = nbformat.from_dict(_portable(nbformat.read(source, as_version=4)))
     notebook.metadata.papermill.update(input_path=target.name, output_path=target.name)
     if error is not None and not isinstance(error, PapermillExecutionError):   # papermill shows errors of cells only
         notebook.cells.insert(0, nbformat.v4.new_markdown_cell(f"**Stopped: {type(error).__name__}: {error}**"))
+    nbformat.write(notebook, source)
+    os.replace(source, target)
     html, _ = HTMLExporter().from_notebook_node(notebook, {"metadata": {"name": target.stem}})
     page = source.with_suffix(".html")
     page.write_text(html, encoding="utf-8")
-    nbformat.write(notebook, source)
     os.replace(page, target.with_suffix(".html"))
-    os.replace(source, target)
 
 
 def execute(notebook_path: Path, target: Path, parameters: Mapping[str, object]) -> Exception | None:
@@ -170,7 +177,7 @@ def execute(notebook_path: Path, target: Path, parameters: Mapping[str, object])
                 progress_bar=False, start_timeout=300,
                 stderr_file=sys.stderr if sys.stderr.isatty() else None,   # the progress bars of training
                 iopub_timeout=120, coalesce_streams=True,   # a busy machine; one line per progress bar
-                extra_arguments=["--Application.log_level=CRITICAL"],   # the kernel's own log, not the notebook's warnings
+                extra_arguments=["--Application.log_level=CRITICAL"],   # of the kernel itself
             )
         except Exception as caught:  # noqa: BLE001 - whatever stops one notebook must not stop the others
             error = caught
@@ -189,7 +196,7 @@ def _describe(error: Exception) -> str:
     return f"    {error.ename}: {error.evalue}\n    in cell [{error.exec_count}]:\n{cell}"
 
 
-# --- all of them -----------------------------------------------------------------------------------------------------
+# --- all of them ----------------------------------------------------------------------------------------------------
 
 
 def _run_all(jobs: Sequence[Job], out: Path) -> dict[str, str]:

@@ -38,7 +38,7 @@ LEARNING_RATE = 2e-4
 FALLBACK = {"train": ("embedded-train",), "test": ("embedded-test",)}
 
 
-# --- a run ----------------------------------------------------------------------------------------------------------------
+# --- a run ----------------------------------------------------------------------------------------------------------
 
 
 def slug(arch: Architecture) -> str:
@@ -119,7 +119,7 @@ def test_images(profile: Profile, data: tuple[str, ...]) -> dict[str, dict[str, 
     return {name: {key: crop(image) for key, image in datasets.load(name).items()} for name in names}
 
 
-# --- records --------------------------------------------------------------------------------------------------------------
+# --- records --------------------------------------------------------------------------------------------------------
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -225,7 +225,7 @@ def train(run: Run, *, deadline: float | None = None, show: bool = True, device:
         return True
 
 
-# --- which runs an artefact needs -----------------------------------------------------------------------------------------
+# --- which runs an artefact needs -----------------------------------------------------------------------------------
 
 
 TABLE3_BLOCKS = ("rb", "db", "rdb", "uhdb")
@@ -303,7 +303,7 @@ def _state(run: Run) -> tuple[str, int, float]:
     return "in progress", progress["update"], progress["seconds"]
 
 
-# --- reading records ------------------------------------------------------------------------------------------------------
+# --- reading records ------------------------------------------------------------------------------------------------
 
 
 def record(run: Run) -> dict:
@@ -338,7 +338,7 @@ def curves(runs: Iterable[Run]) -> pd.DataFrame:
         columns=["update", "loss", "psnr_y", "seconds", "run", "block", "attention", "seed"])
 
 
-# --- moving runs between machines -------------------------------------------------------------------------------------
+# --- moving runs between machines -----------------------------------------------------------------------------------
 
 PACK_FILES, PACK_BYTES = 8, 15_000_000
 PACKED = ("run.json", "scores.csv", "curve.csv", "checkpoint.pt", "weights.pt")   # in this order while there is room

@@ -32,7 +32,7 @@ class UnreadableCheckpoint(RuntimeError):
     """A checkpoint is damaged or belongs to another run."""
 
 
-# --- evaluation ---------------------------------------------------------------------------------------------------------
+# --- evaluation -----------------------------------------------------------------------------------------------------
 
 
 def super_resolve(model: nn.Module, lr_uint8: np.ndarray) -> np.ndarray:
@@ -71,7 +71,7 @@ def evaluate(model: nn.Module, hr_images: Mapping[str, np.ndarray] | Sequence[np
     return pd.DataFrame(rows, columns=["image", "psnr_y", "ssim_y"])
 
 
-# --- checkpoints --------------------------------------------------------------------------------------------------------
+# --- checkpoints ----------------------------------------------------------------------------------------------------
 
 
 def save_atomically(state: dict, path: Path) -> None:
@@ -107,7 +107,7 @@ class Progress:
     total: float = 0.0               # loss summed since the last row of the curve
 
 
-# --- training -----------------------------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------------------------
 
 
 @contextmanager

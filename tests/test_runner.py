@@ -129,7 +129,8 @@ def test_a_run_with_a_failure(notebooks, results, capsys):
     make(notebooks, "02_child", "print('not reached')", needs=("01_bad",))
     make(notebooks, "03_grandchild", "print('not reached')", needs=("02_child",))
     make(notebooks, "04_free", "import os, sys, importlib.util as util",
-         "print(profile, train, os.path.basename(os.getcwd()), util.find_spec('ikmlib').origin, sys.executable)")
+         "print(profile, train, os.path.basename(os.getcwd()))",
+         "print(util.find_spec('ikmlib').origin, os.path.abspath(sys.executable))")
     assert runner.run_notebooks("smoke", train=False) == 1
     shown = capsys.readouterr().out
     assert "LookupError: no value 3\n    in cell [3]:\n    | value = 3\n    | raise LookupError" in shown
@@ -143,8 +144,8 @@ def test_a_run_with_a_failure(notebooks, results, capsys):
     assert {path.name for path in done.iterdir()} == {"01_bad.html", "01_bad.ipynb", "04_free.html", "04_free.ipynb"}
     assert "no value 3" in (done / "01_bad.html").read_text() and "not reached" in (done / "01_bad.ipynb").read_text()
     assert printed(done / "01_bad.ipynb") == ""   # stopped at the error
-    expected = runner._portable(f"smoke False notebooks {runner.ROOT / 'ikmlib' / '__init__.py'} {sys.executable}\n")
-    assert printed(done / "04_free.ipynb") == expected
+    python = runner._portable(os.path.abspath(sys.executable))
+    assert printed(done / "04_free.ipynb") == f"smoke False notebooks\n./ikmlib/__init__.py {python}\n"
     text = (done / "04_free.ipynb").read_text()
     assert str(runner.ROOT) not in text and str(notebooks) not in text
 
@@ -175,7 +176,10 @@ def test_auto_says_what_it_chose(notebooks, results, monkeypatch, capsys, cuda, 
 
 def test_portable_names_folders(monkeypatch, tmp_path):
     monkeypatch.setenv("IKM_DATA", str(tmp_path / "data"))
-    assert runner._portable(f"{tmp_path}/data/Set5 {runner.ROOT}/a.py") == "$IKM_DATA/Set5 ./a.py"
+    png = {"image/png": f"{runner.ROOT}/", "n": 1}   # data that only looks like a path
+    told = [{"text": f"{tmp_path}/data/Set5 {runner.ROOT}/a.py, in {tmp_path}/data."} | png]
+    assert runner._portable(told) == [{"text": "$IKM_DATA/Set5 ./a.py, in $IKM_DATA."} | png]
+    assert runner._portable(f"{tmp_path}/data2 /x{runner.ROOT}") == f"{tmp_path}/data2 /x{runner.ROOT}"
     monkeypatch.setenv("HOME", "/")
     assert runner._portable("/etc/hosts") == "/etc/hosts"
 

@@ -1,0 +1,68 @@
+"""The command line: what works, what is refused, and what it may import."""
+import subprocess
+import sys
+
+import pytest
+
+from ikmlib import study
+from ikmlib.__main__ import main
+
+BLOCKED = ("matplotlib", "seaborn", "papermill", "IPython", "ipykernel", "jupyterlab", "nbconvert", "nbformat", "notebook")
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["status", "--profile", "huge"], "unknown profile 'huge'; allowed: auto, smoke, cpu, small, paper"),
+    (["train", "--profile", "smoke", "--only", "77"], "no runs are known for 77"),
+    (["run", "--profile", "smoke", "--only", "77"], "77"),
+    (["pack", "--profile", "paper", "nowhere"], "no runs to pack"),
+    (["unpack", "absent.part"], "absent.part"),
+    (["data", "verify", "Set6"], "Set6"),
+])
+def test_errors_are_one_line_and_exit_2(results, capsys, words, message):
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and len(error.splitlines()) == 1
+
+
+def test_unknown_command_exits_2(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["tarin"])
+    assert stop.value.code == 2
+
+
+def test_status_counts_the_queue(results, capsys):
+    assert main(["status", "--profile", "smoke"]) == 0
+    assert "16 missing" in capsys.readouterr().out
+
+
+def test_train_shares_the_queue_between_processes(results, capfd, monkeypatch):
+    """Two workers with no time: both leave at once, nothing is lost or broken."""
+    assert main(["train", "--profile", "smoke", "--only", "04", "--jobs", "2", "--time-limit", "0"]) == 0
+    assert "16 runs to train, 2 at a time" in capfd.readouterr().out
+
+
+def test_interrupted_training_exits_130(results, monkeypatch, capsys):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt("run x stopped at update 7")
+
+    monkeypatch.setattr(study, "train", interrupted)
+    assert main(["train", "--profile", "smoke", "--jobs", "1"]) == 130
+    assert "update 7" in capsys.readouterr().err
+
+
+def test_library_and_command_line_need_no_notebook_packages(tmp_path):
+    """On a bare machine there may be torch, numpy, pandas, scikit-image and tqdm alone."""
+    code = f"""
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {BLOCKED!r}:
+            raise ImportError("blocked " + name)
+sys.meta_path.insert(0, Block())
+from ikmlib import artefacts, report, runner, synthetic, protocol
+from ikmlib.__main__ import main
+sys.exit(main(["status", "--profile", "smoke"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          env={**__import__("os").environ, "IKM_RESULTS": str(tmp_path)})
+    assert done.returncode == 0, done.stderr

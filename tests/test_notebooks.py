@@ -1,0 +1,75 @@
+"""The notebooks: thin, linked, without outputs, and executed for real at the smoke profile."""
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ikmlib import config, runner, study
+from ikmlib.__main__ import main
+
+NOTEBOOKS = sorted((config.ROOT / "notebooks").glob("*.ipynb"))
+by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def cells(path, kind):
+    return [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == kind]
+
+
+@by_name
+def test_thin_and_without_outputs(path):
+    code = cells(path, "code")
+    assert len(code) <= 14
+    for cell in code:
+        source = "".join(cell["source"])
+        assert not cell["outputs"] and cell["execution_count"] is None
+        assert len(source.splitlines()) <= 15
+        assert not any(isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda) for node in ast.walk(ast.parse(source)))
+
+
+@by_name
+def test_first_code_cell_holds_the_parameters_as_literals(path):
+    first = cells(path, "code")[0]
+    assert first["metadata"]["tags"] == ["parameters"]
+    for node in ast.parse("".join(first["source"])).body:
+        assert isinstance(node, ast.Assign)
+        ast.literal_eval(node.value)
+
+
+@by_name
+def test_skeleton_and_links(path):
+    text = "\n".join("".join(c["source"]) for c in cells(path, "markdown"))
+    assert text.startswith("# ") and "laim" in text
+    for part in ("rediction", "## Verdict", "What this does not show"):
+        assert part in text, f"{path.stem} has no {part!r}"
+    for link in re.findall(r"\]\(([^)#]+\.(?:ipynb|md|csv))\)", text):
+        assert (path.parent / link).exists(), f"{path.stem} links to {link}"
+
+
+@pytest.mark.slow
+def test_the_whole_study_at_smoke_then_again_without_training(results, capfd):
+    """`run` trains, executes all notebooks, and writes the report; a second time every run is reused."""
+    assert main(["run", "--profile", "smoke"]) == 0
+    out = capfd.readouterr().out
+    folder = results / "smoke"
+    assert str(folder / "REPORT.md") in out or "REPORT.md" in out
+    for path in NOTEBOOKS:
+        assert (folder / "notebooks" / path.name).exists() and (folder / "notebooks" / f"{path.stem}.html").exists()
+    report = (folder / "REPORT.md").read_text()
+    assert "Not evidence" in report and "not tested at this budget" in report
+    runs = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/run.json")}
+    assert len(runs) == len(study.queue(config.PROFILES["smoke"]))
+    assert main(["run", "--profile", "smoke", "--only", "04"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/run.json")} == runs
+
+
+@pytest.mark.slow
+def test_unknown_parameter_stops_a_notebook_under_papermill(results, tmp_path):
+    source = config.ROOT / "notebooks" / "04_table3_attention.ipynb"
+    done = subprocess.run(
+        [sys.executable, "-m", "papermill", "-k", runner.kernel_name(), str(source), str(tmp_path / "out.ipynb"), "-p", "epochs", "3"],
+        capture_output=True, text=True, check=False, cwd=Path(config.ROOT))
+    assert done.returncode != 0 and "unknown parameter epochs; this notebook takes profile, train" in done.stderr

@@ -1,0 +1,174 @@
+"""Training: stopped and continued equals uninterrupted, bit for bit; bad losses and bad checkpoints stop it clearly."""
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from ikmlib import trainers
+from ikmlib.data import PatchSampler, crop_to_multiple, imresize
+from ikmlib.metrics import psnr_y, ssim_y
+from ikmlib.models import Architecture, SRNetwork
+from ikmlib.trainers import Trainer, TrainingDiverged, UnreadableCheckpoint, evaluate, learning_rate, restored
+
+TINY = Architecture(blocks=1, depths=(1, 1), channels=8, growth=4)
+IMAGES = {str(i): np.random.default_rng(i).integers(0, 256, (40, 44, 3), dtype=np.uint8) for i in range(3)}
+
+
+def trainer(path, *, updates=12, seed=0, validate=lambda model: 1.0, key="run", rate=2e-4):
+    torch.manual_seed(seed)
+    return Trainer(SRNetwork(TINY, 2), PatchSampler(IMAGES, 2, 8), key=key, seed=seed, updates=updates, batch=2,
+                   checkpoint=path, validate=validate, validations=3, rate=rate)
+
+
+def state(path):
+    saved = torch.load(path, weights_only=True)
+    for point in saved["progress"]["curve"]:
+        del point["seconds"]
+    return saved["model"], saved["optimizer"]["state"], saved["progress"]["curve"], saved["progress"]["smoothed"]
+
+
+def assert_same_bits(a, b):
+    (model_a, adam_a, *rest_a), (model_b, adam_b, *rest_b) = a, b
+    assert rest_a == rest_b
+    assert all(torch.equal(model_a[key], model_b[key]) for key in model_a)
+    assert all(torch.equal(adam_a[i][key], adam_b[i][key]) for i in adam_a for key in adam_a[i])
+
+
+def test_time_limit_then_continued_equals_uninterrupted(tmp_path):
+    assert trainer(tmp_path / "whole.pt").fit(show=False)
+    for _ in range(30):   # a deadline that passes during the first update, again and again
+        part = trainer(tmp_path / "parts.pt")
+        done = part.progress.update
+        if part.fit(show=False, deadline=time.monotonic() + 1e-3):
+            break
+        assert part.progress.update >= done
+    assert part.progress.update == 12
+    assert_same_bits(state(tmp_path / "whole.pt"), state(tmp_path / "parts.pt"))
+
+
+CHILD = """
+import sys, time, torch
+torch.set_num_threads(1)
+sys.path.insert(0, sys.argv[1])
+import test_trainers as t
+from pathlib import Path
+from ikmlib import trainers
+trainers.SAVE_EVERY = 0.0   # a checkpoint after every update
+run = t.trainer(Path(sys.argv[2]), updates=40)
+step = run.step
+def slow():
+    print("update", run.progress.update, flush=True)
+    time.sleep(0.02)
+    return step()
+run.step = slow
+run.fit(show=False)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_killed_then_continued_equals_uninterrupted(tmp_path, number):
+    torch.set_num_threads(1)
+    command = [sys.executable, "-c", CHILD, os.path.dirname(__file__), str(tmp_path / "killed.pt")]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while "update 7" not in child.stdout.readline():
+        pass
+    child.send_signal(number)
+    child.communicate(timeout=60)
+    assert child.returncode != 0
+    continued = trainer(tmp_path / "killed.pt", updates=40)
+    assert 7 <= continued.progress.update < 40
+    assert continued.fit(show=False)
+    assert trainer(tmp_path / "whole.pt", updates=40).fit(show=False)
+    assert_same_bits(state(tmp_path / "whole.pt"), state(tmp_path / "killed.pt"))
+
+
+def test_training_learns_and_draws_its_curve(tmp_path):
+    run = trainer(tmp_path / "run.pt", updates=60, rate=2e-3, validate=lambda model: 42.0)
+    assert run.fit(show=False)
+    curve = pd.DataFrame(run.progress.curve)
+    assert list(curve["update"]) == [20, 40, 60] and (curve.psnr_y == 42).all()
+    assert curve.loss.iloc[-1] < 0.9 * curve.loss.iloc[0]
+
+
+def test_learning_rate_halves_by_thirds():
+    rates = [learning_rate(2e-4, u, 300) for u in (0, 99, 100, 199, 200, 299)]
+    assert rates == [2e-4, 2e-4, 1e-4, 1e-4, 5e-5, 5e-5]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e4])
+def test_bad_loss_stops_the_run_and_keeps_the_last_good_state(tmp_path, bad, monkeypatch):
+    monkeypatch.setattr(trainers, "SAVE_EVERY", 0.0)
+    run = trainer(tmp_path / "run.pt")
+    step = run.step
+    run.step = lambda: step() if run.progress.update < 5 else torch.tensor(bad)
+    with pytest.raises(TrainingDiverged, match="near update 6"):
+        run.fit(show=False)
+    good = trainer(tmp_path / "run.pt")
+    assert good.progress.update == 5 and all(torch.isfinite(p).all() for p in good.model.parameters())
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    run = trainer(tmp_path / "run.pt")
+    run.save()
+    with torch.no_grad():
+        next(run.model.parameters()).fill_(float("nan"))
+    run.save()
+    assert torch.isfinite(trainer(tmp_path / "run.pt").model.head.weight).all()
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "other"])
+def test_unreadable_checkpoint_is_named(tmp_path, damage):
+    path = tmp_path / "run.pt"
+    trainer(path).save()
+    if damage == "other":
+        with pytest.raises(UnreadableCheckpoint, match="belongs to run run, not to another"):
+            trainer(path, key="another")
+        return
+    path.write_bytes(path.read_bytes()[:0 if damage == "empty" else 500])
+    with pytest.raises(UnreadableCheckpoint, match="run.pt.*delete it"):
+        trainer(path)
+
+
+class Bicubic(nn.Module):
+    """A network that upsamples by MATLAB's bicubic: evaluate's scores have known answers."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale, self.unused = scale, nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        assert not self.training
+        image = (x[0].permute(1, 2, 0) * 255).round().byte().numpy()
+        return torch.from_numpy(imresize(image, self.scale)).permute(2, 0, 1)[None].float() / 255
+
+
+@pytest.mark.parametrize("round_y", [False, True])
+def test_evaluate_against_a_loop_written_out(round_y):
+    grey = np.random.default_rng(9).integers(0, 256, (31, 37, 1), dtype=np.uint8)
+    images = {**IMAGES, "grey": grey}
+    model = Bicubic(3).train()
+    found = evaluate(model, images, 3, round_y=round_y)
+    assert model.training and list(found.columns) == ["image", "psnr_y", "ssim_y"]
+    for row, (name, image) in zip(found.itertuples(), images.items(), strict=True):
+        hr = crop_to_multiple(np.repeat(image, 3, 2) if image.shape[2] == 1 else image, 3)
+        sr = imresize(imresize(hr, 1 / 3), 3)
+        assert row.image == name
+        assert row.psnr_y == psnr_y(sr, hr, shave=3, round_y=round_y) and row.ssim_y == ssim_y(sr, hr, shave=3, round_y=round_y)
+    assert list(evaluate(model, list(images.values()), 3).image) == ["0", "1", "2", "3"]
+
+
+def test_restored_clips_and_rounds():
+    class Loud(Bicubic):
+        def forward(self, x):
+            return super().forward(x) * 3 - 1
+
+    for _, sr, hr in restored(Loud(2), IMAGES, 2):
+        expected = np.clip(imresize(imresize(hr, 1 / 2), 2).astype(int) * 3 - 255, 0, 255)
+        np.testing.assert_array_equal(sr, expected)
