@@ -114,7 +114,7 @@ def _run_command(args: argparse.Namespace) -> int:
     if not args.no_train:
         _prepare_data(profile, not args.no_download)
     trained = _train(profile, with_runs, args.jobs) if with_runs and not args.no_train else 0
-    return runner.run_notebooks(profile.name, only, train=not args.no_train) or trained
+    return runner.run_notebooks(args.profile, only, train=not args.no_train) or trained
 
 
 def _train_command(args: argparse.Namespace) -> int:

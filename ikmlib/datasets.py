@@ -32,7 +32,7 @@ from urllib.request import Request, urlopen
 import numpy as np
 import pandas as pd
 from PIL import Image
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ikmlib import config
 

@@ -92,11 +92,13 @@ def bicubic_verdict(table: pd.DataFrame) -> dict[str, str]:
     equal, total, sets = int((asked == 0).sum().sum()), asked.size, list(scored["set"].unique())
     absent = ", ".join(name for name in config.BENCHMARKS if name not in sets) or "none"
     verdict = "supported" if equal == total else "mixed" if equal else "not supported"
-    because = f"{equal} of {total} numbers equal to the last digit ({', '.join(sets) or 'no published set scored'}). "
+    because = "No set with published numbers is installed. "
+    if total:
+        because = f"{equal} of {total} numbers are equal to the last digit ({', '.join(sets)}). "
     if len(x3.dropna()):
         because += f"At x3 the largest differences are {x3.psnr_difference:.2f} dB and {x3.ssim_difference:.4f}. "
     return {"paper": "Bicubic rows of Table I at x2 and x4, PSNR and SSIM; the text does not state how Y is made",
-            "ours": f"rounded Y, grey images on their own values: {equal} of {total} numbers equal",
+            "ours": f"with rounded Y and grey images on their own values, {equal} of {total} numbers are equal",
             "verdict": verdict if total else "not tested at this budget",
             "because": because + f"Benchmarks not scored here: {absent}."}
 
@@ -374,11 +376,10 @@ def traps(scale: int = 2) -> pd.DataFrame:
 
 
 def _axes(columns: int, width: float, height: float):
-    """A figure (inches) and its axes side by side; the strip above is left to the page's label."""
+    """A figure (inches) and its axes side by side."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, columns, figsize=(width, height), layout="constrained")
-    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - 0.16 / height))
     return figure, axes
 
 

@@ -137,11 +137,11 @@ class Page:
         self._manifest[kind] = [*kept, entry]
         study.write_text(self.folder / "pages" / f"{self.name}.json", json.dumps(self._manifest, indent=1) + "\n")
 
-    def table(self, frame: pd.DataFrame, name: str, caption: str = "") -> pd.DataFrame:
-        """Write results/<profile>/<name>.csv; returns the frame as people read it (see `readable`)."""
+    def table(self, frame: pd.DataFrame, name: str, caption: str = ""):
+        """Write results/<profile>/<name>.csv; returns the table as people read it (see `readable`), for display."""
         study.write_csv(self.folder / f"{name}.csv", frame)
         self._note("tables", {"name": name, "caption": caption})
-        return readable(frame)
+        return readable(frame).style.hide()
 
     def figure(self, figure, name: str, caption: str = "", *, any_profile: bool = False):
         """Write results/<profile>/<name>.png, marked with the profile, close the figure and show the file. Unless
@@ -149,7 +149,9 @@ class Page:
         import matplotlib.pyplot as plt
         from IPython.display import Image
 
-        figure.text(0.995, 0.995, f"profile {self.profile.name}", ha="right", va="top", fontsize=8, color="0.4")
+        strip = 0.2 / figure.get_figheight()   # inches above the drawing, for the label
+        figure.get_layout_engine().set(rect=(0, 0, 1, 1 - strip))
+        figure.text(0.995, 1 - 0.1 * strip, f"profile {self.profile.name}", ha="right", va="top", fontsize=8, color="0.4")
         if not (self.profile.evidence or any_profile):
             figure.text(0.5, 0.5, "not evidence", ha="center", va="center", rotation=25, fontsize=64, color="0.5", alpha=0.25)
         path = self.folder / f"{name}.png"

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .data import PatchSampler, crop_to_multiple, imresize, to_rgb
 from .metrics import psnr_y, ssim_y
