@@ -33,6 +33,12 @@ def main_set(scores: pd.DataFrame) -> str:
     return "Set5" if "Set5" in names else names[0] if names else "–"
 
 
+def common_seeds(scores: pd.DataFrame) -> pd.DataFrame:
+    """Only the seeds that every trained run of a table has, so that no column is the mean of other seeds than its neighbour."""
+    trained = scores.groupby(["block", "attention"]).seed.agg(set)
+    return scores[scores.seed.isin(set.intersection(*trained))] if len(trained) else scores
+
+
 def seed_means(scores: pd.DataFrame, metric: str) -> pd.Series:
     """Mean over images for every seed: what a table prints once a training."""
     return scores.groupby("seed")[metric].mean()
@@ -42,10 +48,13 @@ def seed_means(scores: pd.DataFrame, metric: str) -> pd.Series:
 
 
 def table3(runs: Sequence[Run]) -> pd.DataFrame:
-    """Table III: paper | ours for each architecture and attention; complexity live at paper size, scores from `runs`."""
+    """Table III: paper | ours for each architecture and attention; complexity live at paper size, scores from `runs`.
+
+    Scores are over `common_seeds`: seeds that are still being trained do not count yet.
+    """
     scores, rows = study.scores(runs), []
     test_set, published = main_set(scores), paper("table3").set_index(["architecture", "attention"])
-    scored = scores[scores["set"] == test_set]
+    scored = common_seeds(scores[scores["set"] == test_set])
     architectures = {(r.arch.block, r.arch.attention): r for r in study.table3(config.PROFILES["paper"])}
     for block in TABLE3_BLOCKS:
         for attention in TABLE3_ATTENTIONS:

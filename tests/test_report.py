@@ -128,6 +128,12 @@ def test_table3_equals_a_recomputation_from_the_per_image_records(results):
     assert gains.loc["DB", "IKM"].gain_db_paper == pytest.approx(0.08)
 
 
+def test_a_seed_counts_when_every_cell_has_it(results):
+    runs = fake_runs(results, PROFILES["cpu"])
+    assert set(artefacts.table3(runs).seeds) == {2}
+    assert set(artefacts.table3(runs[:-1]).seeds) == {1}
+
+
 def test_tables_and_figures_with_nothing_trained(results):
     assert artefacts.table3([]).psnr_ours.isna().all() and artefacts.table3_gains([]).gain_db_ours.isna().all()
     verdicts = artefacts.table3_verdicts([], PROFILES["cpu"])
