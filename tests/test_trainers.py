@@ -18,7 +18,8 @@ from ikmlib.models import Architecture, SRNetwork
 from ikmlib.trainers import Trainer, TrainingDiverged, UnreadableCheckpoint, evaluate, learning_rate, restored
 
 TINY = Architecture(blocks=1, depths=(1, 1), channels=8, growth=4)
-IMAGES = {str(i): np.random.default_rng(i).integers(0, 256, (40, 44, 3), dtype=np.uint8) for i in range(3)}
+WAVES = [np.sin(np.add.outer(np.arange(40) / (3 + i), np.arange(44) / (5 - i))) for i in range(3)]
+IMAGES = {str(i): np.stack([128 + 100 * wave, 90 + 60 * wave, 160 - 80 * wave], -1).astype(np.uint8) for i, wave in enumerate(WAVES)}
 
 
 def trainer(path, *, updates=12, seed=0, validate=lambda model: 1.0, key="run", rate=2e-4):
@@ -94,7 +95,7 @@ def test_training_learns_and_draws_its_curve(tmp_path):
     assert run.fit(show=False)
     curve = pd.DataFrame(run.progress.curve)
     assert list(curve["update"]) == [20, 40, 60] and (curve.psnr_y == 42).all()
-    assert curve.loss.iloc[-1] < 0.9 * curve.loss.iloc[0]
+    assert curve.loss.iloc[-1] < 0.7 * curve.loss.iloc[0]
 
 
 def test_learning_rate_halves_by_thirds():
