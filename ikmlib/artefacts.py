@@ -8,7 +8,7 @@ import pandas as pd
 from . import config, study
 from .config import Profile
 from .models import complexity
-from .report import Difference, judge, paired
+from .report import MIN_SEEDS, Difference, judge, paired
 from .study import TABLE3_ATTENTIONS, TABLE3_BLOCKS, Run
 
 NAMES = {"rb": "RB", "db": "DB", "rdb": "RDB", "uhdb": "U-HDB", "none": "none", "ca": "CA", "sa": "SA", "ikm": "IKM"}
@@ -94,21 +94,29 @@ def table3_verdicts(runs: Sequence[Run], profile: Profile) -> dict[str, dict[str
     """C1 and C2 as keyword arguments of `Page.verdict`."""
     scores = study.scores(runs)
     gains = {block: _table3_difference(scores, block, "ikm", "none") for block in TABLE3_BLOCKS}
-    others = {(block, other): _table3_difference(scores, block, "ikm", other) for block in TABLE3_BLOCKS for other in ("ca", "sa")}
+    others = [_table3_difference(scores, block, "ikm", other) for block in TABLE3_BLOCKS for other in ("ca", "sa")]
 
-    tested = {pair: d for pair, d in others.items() if d is not None}
-    held = sum(d.low > -EQUAL for d in tested.values())
-    span = f", from {min(d.mean for d in tested.values()):+.3f} to {max(d.mean for d in tested.values()):+.3f} dB" if tested else ""
+    tested = [d for d in others if d is not None]
+    held = sum(d.low > -EQUAL for d in tested)
+    span = f", from {min(d.mean for d in tested):+.3f} to {max(d.mean for d in tested):+.3f} dB" if tested else ""
     return {
-        "C1": dict(paper="IKM beats vanilla convolution: RB +0.05, DB +0.08, RDB +0.07, U-HDB +0.09 dB (Set5)",
-                   ours="; ".join(f"{NAMES[b]} {'not trained' if d is None else d}" for b, d in gains.items()),
-                   verdict=judge(list(gains.values()), evidence=profile.evidence),
-                   because="Holds for an architecture if the whole 95 % interval of IKM minus vanilla lies above 0."),
-        "C2": dict(paper="IKM is at least as good as channel and as spatial attention",
-                   ours=f"holds in {held} of {len(tested)} trained pairs (of {len(others)}): IKM minus CA or SA{span}",
-                   verdict=judge(list(others.values()), margin=EQUAL, evidence=profile.evidence),
-                   because=f"Holds for a pair if the whole 95 % interval of IKM minus the other lies above -{EQUAL} dB."),
+        "C1": {"paper": "IKM beats vanilla convolution: RB +0.05, DB +0.08, RDB +0.07, U-HDB +0.09 dB (Set5)",
+               "ours": "; ".join(f"{NAMES[b]} {'not trained' if d is None else d}" for b, d in gains.items()),
+               "verdict": judge(list(gains.values()), evidence=profile.evidence),
+               "because": "Holds for an architecture if the whole 95 % interval of IKM minus vanilla lies above 0."
+                          + _seeds_text(list(gains.values()))},
+        "C2": {"paper": "IKM is at least as good as channel and as spatial attention",
+               "ours": f"holds in {held} of {len(tested)} trained pairs (of {len(others)}): IKM minus CA or SA{span}",
+               "verdict": judge(others, margin=EQUAL, evidence=profile.evidence),
+               "because": f"Holds for a pair if the whole 95 % interval of IKM minus the other lies above -{EQUAL} dB."
+                          + _seeds_text(others)},
     }
+
+
+def _seeds_text(differences: Sequence[Difference | None]) -> str:
+    """How many seeds the weakest comparison rests on."""
+    fewest = min((0 if d is None else d.seeds for d in differences), default=0)
+    return f" Seeds compared: {fewest} or more; a verdict needs {MIN_SEEDS}."
 
 
 def figure_table3_gains(gains: pd.DataFrame):

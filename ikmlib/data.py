@@ -83,8 +83,8 @@ def to_rgb(image: np.ndarray) -> np.ndarray:
 def split(names: tuple[str, ...]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Training and validation images of the named training sets: (train, validation), each "set/image" -> uint8 RGB.
 
-    Validation images are centre crops of VALIDATION_CROP pixels; TEST_TWINS are left out. Raises ValueError if a set is a test set, and
-    FileNotFoundError if one is not installed.
+    Validation images are centre crops of VALIDATION_CROP pixels; TEST_TWINS are left out. Raises ValueError if a set
+    is a test set, and FileNotFoundError if one is not installed.
     """
     train, validation = {}, {}
     for name in names:
@@ -113,8 +113,9 @@ class _Pixels:
     def crop(self, image: Tensor, top: Tensor, left: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """Pixels at (top + rows, left + columns) of each image: image, top, left (B,), rows, columns (B, p, p) ->
         (B, 3, p, p) in 0..1, channels last in memory."""
-        place = lambda v: v[:, None, None]  # noqa: E731
-        index = place(self.start[image] + top * self.width[image] + left) + rows * place(self.width[image]) + columns
+        width = self.width[image]
+        corner = self.start[image] + top * width + left
+        index = corner[:, None, None] + rows * width[:, None, None] + columns
         return self.rgb[index].permute(0, 3, 1, 2).float() / 255
 
 

@@ -84,7 +84,7 @@ class DenseUnit(nn.Module):
         """x (B, C, H, W) -> same shape. With IKM every feature is pooled once and serves all later layers."""
         pool = self.convs[0].pool if self.modulated and len(self.convs) else None
         pooled = pool(x) if pool else None
-        for conv, attention in zip(self.convs, self.attentions):
+        for conv, attention in zip(self.convs, self.attentions, strict=True):
             y = F.relu(attention(conv(x, pooled) if pool else conv(x)))
             x = torch.cat([x, y], 1)
             if pool and conv is not self.convs[-1]:
@@ -103,9 +103,9 @@ class ResidualBlocks(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) -> same shape."""
-        for convs, attentions in zip(self.convs, self.attentions):
+        for convs, attentions in zip(self.convs, self.attentions, strict=True):
             y = x
-            for i, (conv, attention) in enumerate(zip(convs, attentions)):
+            for i, (conv, attention) in enumerate(zip(convs, attentions, strict=True)):
                 y = attention(conv(F.relu(y) if i else y))
             x = x + y
         return x

@@ -21,6 +21,7 @@ from . import config, study
 from .config import Profile
 
 VERDICTS = ("supported", "not supported", "mixed", "not tested at this budget")
+DIGITS = (("ssim", 4), ("psnr", 2), ("db", 3), ("_k_", 1), ("_g_", 1))   # decimals shown, by a word in the column's name
 MIN_SEEDS = 2   # with one seed the spread between trainings is unknown: no verdict
 
 
@@ -187,7 +188,7 @@ def open_page(name: str, *, profile: str, cells: Sequence[str] = ()) -> Page:
 
 def _digits(column: str) -> int:
     """Decimals a quantity is shown with, from its name."""
-    return next((digits for word, digits in (("ssim", 4), ("psnr", 2), ("db", 3), ("_k_", 1), ("_g_", 1)) if word in column.lower()), 3)
+    return next((digits for word, digits in DIGITS if word in column.lower()), 3)
 
 
 def _text(value, column: str) -> str:
@@ -265,8 +266,9 @@ def _compute_section(profile: Profile) -> list[str]:
     summary = runs.groupby(["device", "torch", "git_commit"], dropna=False).agg(
         runs=("id", "count"), hours=("train_seconds", lambda s: s.sum() / 3600), updates=("updates", "sum")).reset_index()
     study.write_csv(config.results_root() / profile.name / "runs.csv", runs)
-    return ["## Compute", f"{len(runs)} finished runs; each has its folder under [runs/](runs/), all are listed in "
-            "[runs.csv](runs.csv) with spec, machine, versions, data digest and commit.", markdown_table(summary)]
+    text = (f"{len(runs)} finished runs; each has its folder under [runs/](runs/), all are listed in [runs.csv](runs.csv) "
+            "with spec, machine, versions, data digest and commit.")
+    return ["## Compute", text, markdown_table(summary)]
 
 
 def report_markdown(profile: Profile) -> str:
@@ -283,12 +285,14 @@ def report_markdown(profile: Profile) -> str:
     return "\n\n".join(part for part in [*parts, *_compute_section(profile)] if part) + "\n"
 
 
-_HTML = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
+_HTML = """<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width,initial-scale=1">
 <title>{title}</title><style>
 body{{font:16px/1.55 system-ui,sans-serif;color:#222;max-width:60rem;margin:2rem auto;padding:0 1rem}}
 h1{{font-size:1.7rem;line-height:1.2}} h2{{margin-top:2.5rem;border-top:1px solid #ddd;padding-top:1.2rem;font-size:1.3rem}}
 img{{max-width:100%;height:auto}} blockquote{{margin:1rem 0;padding:.5rem 1rem;background:#fff3cd;border-left:4px solid #d39e00}}
-.table{{overflow-x:auto;margin:1rem 0}} table{{border-collapse:collapse;font-size:.85rem}}
+.table{{overflow-x:auto;margin:1rem 0}} table{{border-collapse:collapse;font-size:.85rem;min-width:42rem}}
+.anchor-link{{display:none}}
 th,td{{padding:.3rem .6rem;border-bottom:1px solid #e3e3e3;text-align:left;vertical-align:top}}
 th{{background:#f6f6f6}} td{{font-variant-numeric:tabular-nums}} code{{background:#f4f4f4;padding:.1em .3em}}
 </style>{body}</html>

@@ -43,7 +43,8 @@ FALLBACK = {"train": ("embedded-train",), "test": ("embedded-test",)}
 def slug(arch: Architecture) -> str:
     """Readable name: the nearest of the paper's architectures, the attention, and what else differs."""
     def differing(name):
-        return [f.name for f in fields(arch) if f.name != "attention" and getattr(arch, f.name) != getattr(ARCHITECTURES[name], f.name)]
+        named = ARCHITECTURES[name]
+        return [f.name for f in fields(arch) if f.name != "attention" and getattr(arch, f.name) != getattr(named, f.name)]
 
     base = min(ARCHITECTURES, key=lambda name: len(differing(name)))
     parts = [base, arch.attention]
@@ -163,7 +164,8 @@ def provenance(run: Run, trainer: Trainer, left_out: tuple[str, ...]) -> dict:
     device, seconds = trainer.sampler.device, trainer.progress.seconds
     params, multi_adds = complexity(trainer.model, run.scale)
     return {
-        "git_commit": git_commit(), "device": device_name(device), "python": platform.python_version(), "torch": torch.__version__,
+        "git_commit": git_commit(), "device": device_name(device),
+        "python": platform.python_version(), "torch": torch.__version__,
         "numpy": np.__version__, "precision": "float32, TF32 convolutions" if device.type == "cuda" else "float32",
         "finished_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "train_seconds": round(seconds, 1),
         "updates_per_second": round(run.updates / seconds, 3), "params": params, "multi_adds": multi_adds,
@@ -176,8 +178,9 @@ def score(run: Run, model: SRNetwork) -> pd.DataFrame:
     rows = []
     for set_name, images in test_images(config.get_profile(run.profile), run.data).items():
         for name, sr, hr in restored(model, images, run.scale):
-            scores = [metric(sr, hr, shave=run.scale, round_y=rounded) for rounded in (False, True) for metric in (psnr_y, ssim_y)]
-            rows.append((set_name, name, *scores))
+            values = [metric(sr, hr, shave=run.scale, round_y=rounded)
+                      for rounded in (False, True) for metric in (psnr_y, ssim_y)]
+            rows.append((set_name, name, *values))
     return pd.DataFrame(rows, columns=["set", "image", "psnr_y", "ssim_y", "psnr_y_rounded", "ssim_y_rounded"])
 
 
@@ -326,7 +329,8 @@ def scores(runs: Iterable[Run]) -> pd.DataFrame:
     frames = [pd.read_csv(run.folder / "scores.csv", dtype={"image": str}).assign(
         run=run.id, block=run.arch.block, attention=run.arch.attention, scale=run.scale, seed=run.seed) for run in runs]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(
-        columns=["set", "image", "psnr_y", "ssim_y", "psnr_y_rounded", "ssim_y_rounded", "run", "block", "attention", "scale", "seed"])
+        columns=["set", "image", "psnr_y", "ssim_y", "psnr_y_rounded", "ssim_y_rounded", "run", "block", "attention",
+                 "scale", "seed"])
 
 
 def curves(runs: Iterable[Run]) -> pd.DataFrame:

@@ -299,7 +299,8 @@ def reasons(setup: Setup, seed: int = 0) -> pd.DataFrame:
     rows = {
         "change when the signal moves by half its length": map(change, moved, old),
         "change when the signal is negated": map(change, both(-clean, -degraded), old),
-        "variance that lies between the kinds": (m.var().sum() / v.var(0, ddof=1).sum() for m, v in zip(by_kind, old)),
+        "variance that lies between the kinds": (
+            m.var().sum() / v.var(0, ddof=1).sum() for m, v in zip(by_kind, old, strict=True)),
     }
     columns = ["share", "attention", "ideal kernel"]
     return pd.DataFrame([[name, *values] for name, values in rows.items()], columns=columns)
@@ -341,7 +342,7 @@ def figure_signals(demo: Demo, setup: Setup):
     mse = demo.errors.pivot(index="signal", columns="method", values="mse")
     ratio = mse["ikm"] / mse["shared"]
     taps = np.arange(setup.kernel) - setup.kernel // 2
-    for row, (index, kind) in zip(axes, enumerate(KINDS)):
+    for row, (index, kind) in zip(axes, enumerate(KINDS), strict=True):
         of_kind = ratio[demo.test.kind == index]
         b = (of_kind - of_kind.median()).abs().idxmin()
         clean, degraded = demo.test.clean[b], demo.test.degraded[b]
@@ -363,7 +364,7 @@ def figure_signals(demo: Demo, setup: Setup):
         scores = " | ".join(f"{1000 * mse.loc[b, method]:.1f}" for method in LINES)
         row[2].set_title(f"MSE ×1000: {scores}", loc="right", fontsize=10)
     heads = ("degraded signal over its attention", "50 samples, restored", "their errors\n", "kernel")
-    for top, bottom, head, unit in zip(axes[0], axes[-1], heads, ("position",) * 3 + ("tap",)):
+    for top, bottom, head, unit in zip(axes[0], axes[-1], heads, ("position",) * 3 + ("tap",), strict=True):
         top.set_title(head)
         bottom.set_xlabel(f"{unit}, samples")
     handles = {line.get_label(): line for axis in axes[0, 1:3] for line in axis.get_lines()}
@@ -376,7 +377,7 @@ def _draw_attention(axis, degraded: ndarray, a: ndarray) -> None:
     edges, top = np.linspace(0, len(degraded), len(a) + 1), 1.35 * np.abs(degraded).max()
     low, high = attention_range(len(a))
     axis.pcolormesh(edges, [-top, top], a[None], cmap="YlOrBr", vmin=low, vmax=high + 0.25, zorder=0)
-    for middle, value in zip((edges[1:] + edges[:-1]) / 2, a):
+    for middle, value in zip((edges[1:] + edges[:-1]) / 2, a, strict=True):
         axis.text(middle, 0.96 * top, f"{value:.2f}", ha="center", va="top", fontsize=8)
     axis.axhline(0, color="0.4", linewidth=0.8, linestyle=":")
     axis.plot(degraded, color="0.1", linewidth=0.9)

@@ -52,7 +52,8 @@ def test_output_size_and_every_parameter_learns(name, attention):
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_upscaler_sizes(scale):
-    assert SRNetwork(replace(ARCHITECTURES["uhdb"], depths=(1,)), scale)(torch.rand(1, 3, 5, 6)).shape == (1, 3, 5 * scale, 6 * scale)
+    model = SRNetwork(replace(ARCHITECTURES["uhdb"], depths=(1,)), scale)
+    assert model(torch.rand(1, 3, 5, 6)).shape == (1, 3, 5 * scale, 6 * scale)
 
 
 def test_u_hourglass_block_is_equation_19():

@@ -34,7 +34,8 @@ def test_bootstrap_refuses(bad):
 
 
 def scores(values):
-    return pd.DataFrame([(seed, "Set5", image, v) for (seed, image), v in values.items()], columns=["seed", "set", "image", "psnr_y"])
+    rows = [(seed, "Set5", image, value) for (seed, image), value in values.items()]
+    return pd.DataFrame(rows, columns=["seed", "set", "image", "psnr_y"])
 
 
 def test_paired_compares_only_what_both_have():
@@ -63,7 +64,8 @@ def test_readable_twins():
     frame = pd.DataFrame({"block": ["RB"], "psnr_paper": [37.474], "psnr_ours": [35.2], "psnr_sd": [0.034],
                           "ssim_ours": [np.nan], "seeds": [3]})
     shown = report.readable(frame)
-    assert dict(shown.iloc[0]) == {"block": "RB", "psnr paper": "37.47", "psnr ours": "35.20 ± 0.03", "ssim ours": "–", "seeds": "3"}
+    assert dict(shown.iloc[0]) == {"block": "RB", "psnr paper": "37.47", "psnr ours": "35.20 ± 0.03",
+                                   "ssim ours": "–", "seeds": "3"}
     assert report.markdown_table(frame).splitlines()[2] == "| RB | 37.47 | 35.20 ± 0.03 | – | 3 |"
 
 

@@ -60,7 +60,9 @@ def test_selection_by_number_and_name(notebooks):
     for name in ("04_table3", "99_report", "00_protocol"):
         make(notebooks, name)
     make(notebooks, "draft")
-    names = lambda *only: [path.stem for path in runner.find_notebooks(only)]
+    def names(*only):
+        return [path.stem for path in runner.find_notebooks(only)]
+
     assert names() == ["00_protocol", "04_table3", "99_report"]
     assert names("04") == names("04_table3") == ["04_table3"]
     assert names("99,00") == names("99", "00") == ["00_protocol", "99_report"]

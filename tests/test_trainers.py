@@ -19,7 +19,8 @@ from ikmlib.trainers import Trainer, TrainingDiverged, UnreadableCheckpoint, eva
 
 TINY = Architecture(blocks=1, depths=(1, 1), channels=8, growth=4)
 WAVES = [np.sin(np.add.outer(np.arange(40) / (3 + i), np.arange(44) / (5 - i))) for i in range(3)]
-IMAGES = {str(i): np.stack([128 + 100 * wave, 90 + 60 * wave, 160 - 80 * wave], -1).astype(np.uint8) for i, wave in enumerate(WAVES)}
+IMAGES = {str(i): np.stack([128 + 100 * wave, 90 + 60 * wave, 160 - 80 * wave], -1).astype(np.uint8)
+          for i, wave in enumerate(WAVES)}
 
 
 def trainer(path, *, updates=12, seed=0, validate=lambda model: 1.0, key="run", rate=2e-4):
