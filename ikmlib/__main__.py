@@ -3,8 +3,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 from . import config
@@ -48,6 +50,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code. Errors that a user can mend are one line on stderr and exit code 2."""
     args = _parser().parse_args(argv)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)   # stop as for Ctrl-C: save first
     try:
         return _COMMANDS[args.command](args)
     except (ValueError, OSError, RuntimeError) as error:
@@ -79,11 +83,15 @@ def _train(profile: config.Profile, only: list[str], jobs: int | None, time_limi
     workers = [subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": threads, "TQDM_POSITION": str(i)})
                for i in range(jobs)]
     try:
-        return max(worker.wait() for worker in workers)
+        codes = [worker.wait() for worker in workers]
     except KeyboardInterrupt:
-        for worker in workers:   # Ctrl-C reached them too: let them save
+        for worker in workers:   # a terminal's Ctrl-C has reached them too; either way they save before they end
+            worker.terminate()
             worker.wait()
         raise
+    if 130 in codes:
+        raise KeyboardInterrupt
+    return max(abs(code) for code in codes)   # a negative code is the signal that killed a worker
 
 
 def _prepare_data(profile: config.Profile, download: bool) -> None:

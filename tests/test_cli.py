@@ -41,6 +41,21 @@ def test_train_shares_the_queue_between_processes(results, capfd, monkeypatch):
     assert "16 runs to train, 2 at a time" in capfd.readouterr().out
 
 
+@pytest.mark.parametrize(("codes", "expected"), [((0, 0), 0), ((0, 1), 1), ((0, -9), 9), ((130, 0), 130)])
+def test_a_failed_or_interrupted_worker_is_not_passed_over(results, monkeypatch, codes, expected):
+    left = list(codes)
+
+    class Worker:
+        def __init__(self, command, env):
+            self.code = left.pop(0)
+
+        def wait(self):
+            return self.code
+
+    monkeypatch.setattr(subprocess, "Popen", Worker)
+    assert main(["train", "--profile", "smoke", "--jobs", "2"]) == expected
+
+
 def test_interrupted_training_exits_130(results, monkeypatch, capsys):
     def interrupted(*args, **options):
         raise KeyboardInterrupt("run x stopped at update 7")
