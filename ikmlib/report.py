@@ -22,7 +22,7 @@ from .config import Profile
 
 VERDICTS = ("supported", "not supported", "mixed", "not tested at this budget")
 DIGITS = (("ssim", 4), ("psnr", 2), ("db", 3), ("_k_", 1), ("_g_", 1))   # decimals shown, by a word in the column's name
-MIN_SEEDS = 2   # with one seed the spread between trainings is unknown: no verdict
+MIN_SEEDS = 3   # fewer say too little of the spread between trainings (a bootstrap of two knows only two values): no verdict
 
 
 # --- statistics -----------------------------------------------------------------------------------------------------
