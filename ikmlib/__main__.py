@@ -32,7 +32,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("run", "train what is missing, execute the notebooks, write the report", only=True)
     sub.add_argument("--no-train", action="store_true", help="use the recorded runs, train nothing")
     training(sub)
-    sub = command("train", "train the queue's unfinished runs in order of priority; stop and continue at any time", only=True)
+    sub = command("train", "train the queue's unfinished runs in order of priority; stop and continue at any time",
+                  only=True)
     sub.add_argument("--time-limit", type=float, metavar="SECONDS", help="stop, with everything saved, after this long")
     training(sub)
     command("status", "the queue: what is finished, in progress, missing")
@@ -42,7 +43,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("parts", type=Path, nargs="+")
     sub = command("data", "download image sets into the cache, or check every file of installed ones", profile=False)
     sub.add_argument("action", choices=("fetch", "verify"))
-    sub.add_argument("sets", nargs="*", help="names of sets; default: T91, BSDS500 and the benchmarks that may be downloaded")
+    sub.add_argument("sets", nargs="*",
+                     help="names of sets; default: T91, BSDS500 and the benchmarks that may be downloaded")
     command("report", "write REPORT.md and report.html from the records")
     return parser
 
@@ -109,8 +111,8 @@ def _prepare_data(profile: config.Profile, download: bool) -> None:
     if missing:
         print(f"note: not installed: {', '.join(missing)}", file=sys.stderr)
     if set(missing) & set(profile.train_sets):
-        print(f"note: new runs train on and are scored on {', '.join(study.FALLBACK['train'] + study.FALLBACK['test'])} instead, "
-              "and their records say so", file=sys.stderr)
+        instead = ", ".join(study.FALLBACK["train"] + study.FALLBACK["test"])
+        print(f"note: new runs train on and are scored on {instead} instead, and their records say so", file=sys.stderr)
 
 
 def _run_command(args: argparse.Namespace) -> int:

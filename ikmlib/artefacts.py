@@ -34,7 +34,8 @@ def main_set(scores: pd.DataFrame) -> str:
 
 
 def common_seeds(scores: pd.DataFrame) -> pd.DataFrame:
-    """Only the seeds that every trained run of a table has, so that no column is the mean of other seeds than its neighbour."""
+    """Only the seeds that every trained run of a table has, so that no column is the mean of other seeds than its
+    neighbour."""
     trained = scores.groupby(["block", "attention"]).seed.agg(set)
     return scores[scores.seed.isin(set.intersection(*trained))] if len(trained) else scores
 
@@ -66,13 +67,14 @@ def table3(runs: Sequence[Run]) -> pd.DataFrame:
                    "flops_g_paper": theirs.flops_g + theirs.extra_flops_g, "flops_g_ours": multi_adds / 1e9}
             for metric, column in (("psnr", "psnr_y"), ("ssim", "ssim_y")):
                 means = seed_means(mine, column)
-                row |= {f"{metric}_paper": theirs[f"Set5_{metric}"], f"{metric}_ours": means.mean(), f"{metric}_sd": means.std()}
+                row |= {f"{metric}_paper": theirs[f"Set5_{metric}"],
+                        f"{metric}_ours": means.mean(), f"{metric}_sd": means.std()}
             rows.append(row | {"test_set": test_set, "seeds": mine.seed.nunique()})
     return pd.DataFrame(rows)
 
 
 def table3_gains(runs: Sequence[Run]) -> pd.DataFrame:
-    """What each attention adds to the vanilla convolution, dB: the paper's on Set5, ours paired over all test images."""
+    """What each attention adds to vanilla convolution, dB: the paper's on Set5, ours paired over all test images."""
     scores, published = study.scores(runs), paper("table3").set_index(["architecture", "attention"]).Set5_psnr
     rows = []
     for block in TABLE3_BLOCKS:
@@ -120,13 +122,14 @@ def _seeds_text(differences: Sequence[Difference | None]) -> str:
 
 
 def figure_table3_gains(gains: pd.DataFrame):
-    """Gain over vanilla: ours with its interval, the paper's as a hollow diamond. `gains` as `table3_gains` gives them."""
+    """Gain over vanilla: ours with its interval, the paper's as a hollow diamond. `gains`: of `table3_gains`."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(9, 4.8))
     blocks = [NAMES[b] for b in TABLE3_BLOCKS]
     for i, attention in enumerate(NAMES[a] for a in TABLE3_ATTENTIONS[1:]):
-        rows = gains[gains.attention == attention].set_index("block").drop(columns="attention").loc[blocks].astype(float)
+        rows = gains[gains.attention == attention].set_index("block").drop(columns="attention")
+        rows = rows.loc[blocks].astype(float)
         x, colour = [position + 0.22 * (i - 1) for position in range(len(blocks))], colours()[attention]
         axes.errorbar(x, rows.gain_db_ours, [rows.gain_db_ours - rows.low_db, rows.high_db - rows.gain_db_ours],
                       fmt="o", color=colour, capsize=4, label=attention)

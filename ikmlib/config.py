@@ -1,7 +1,7 @@
 """Where things are, and how much each profile does.
 
-A profile says how much is done (updates, seeds, images), never what is done: equations, loss and scoring protocol are the
-same in all of them.
+A profile says how much is done (updates, seeds, images), never what is done: equations, loss and scoring protocol are
+the same in all of them.
 """
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ PROFILES = {
         Profile("small", "the reduced-data reproduction on one GPU",
                 updates=30_000, batch=16, patch=48, seeds=(0, 1, 2), train_sets=("T91", "BSDS500"),
                 test_sets=BENCHMARKS, validations=30),
-        Profile("paper", "the published budget of the ablations (the final models of Tables I and II take five times it)",
+        Profile("paper",
+                "the published budget of the ablations (the final models of Tables I and II take five times it)",
                 updates=200_000, batch=16, patch=48, seeds=(0, 1, 2), train_sets=("DIV2K",),
                 test_sets=BENCHMARKS, validations=100),
     )

@@ -50,8 +50,9 @@ def _resize_rows(image: np.ndarray, scale: float) -> np.ndarray:
 def imresize(image_uint8_hwc: np.ndarray, scale: float) -> np.ndarray:
     """MATLAB's `imresize(image, scale)` for uint8, bit for bit: bicubic, anti-aliased when shrinking.
 
-    (H, W, C) uint8, any C, -> (ceil(H scale), ceil(W scale), C) uint8. `scale` is MATLAB's factor: 1/2 halves, 2 doubles.
-    The height pass is rounded to uint8 before the width pass. Raises ValueError for another type or a scale <= 0.
+    (H, W, C) uint8, any C, -> (ceil(H scale), ceil(W scale), C) uint8. `scale` is MATLAB's factor: 1/2 halves, 2
+    doubles. The height pass is rounded to uint8 before the width pass. Raises ValueError for another type or a
+    scale <= 0.
     """
     image = np.asarray(image_uint8_hwc)
     if image.dtype != np.uint8 or image.ndim != 3:
@@ -122,8 +123,8 @@ class _Pixels:
 class PatchSampler:
     """Aligned, augmented LR/HR patch pairs cut on the device; batch u is a pure function of (seed, u).
 
-    Every image is equally likely, then every position in it, then each of the 8 flips and rotations. Nothing is kept between
-    batches, so training continues anywhere, and models trained with one seed see the same batches.
+    Every image is equally likely, then every position in it, then each of the 8 flips and rotations. Nothing is kept
+    between batches, so training continues anywhere, and models trained with one seed see the same batches.
     `images`: uint8 (H, W, 3) each; `patch`: LR pixels. Raises ValueError if an image is smaller than an HR patch.
     """
 
@@ -132,8 +133,8 @@ class PatchSampler:
             raise ValueError("no training images")
         for name, image in images.items():
             if min(image.shape[:2]) < patch * scale:
-                raise ValueError(f"image {name} of {image.shape[0]} x {image.shape[1]} pixels is smaller than an HR patch "
-                                 f"of {patch * scale} x {patch * scale} ({patch} at x{scale})")
+                raise ValueError(f"image {name} of {image.shape[0]} x {image.shape[1]} pixels is smaller than an HR "
+                                 f"patch of {patch * scale} x {patch * scale} ({patch} at x{scale})")
         self.scale, self.patch, self.device = scale, patch, torch.device(device)
         hr = [crop_to_multiple(image, scale) for image in images.values()]
         lr = [imresize(image, 1 / scale) for image in hr]
@@ -165,8 +166,9 @@ class PatchSampler:
 
 
 @lru_cache(maxsize=2)
-def training_data(names: tuple[str, ...], scale: int, patch: int, device: str) -> tuple[PatchSampler, dict, tuple[str, ...]]:
-    """Sampler, validation images, and the names of the images left out: TEST_TWINS and those smaller than an HR patch."""
+def training_data(names: tuple[str, ...], scale: int, patch: int,
+                  device: str) -> tuple[PatchSampler, dict, tuple[str, ...]]:
+    """Sampler, validation images, and the names of images left out: TEST_TWINS and those smaller than an HR patch."""
     train, validation = split(names)
     small = tuple(name for name, image in train.items() if min(image.shape[:2]) < patch * scale)
     twins = tuple(name for name in TEST_TWINS if name.split("/")[0] in names)

@@ -376,7 +376,7 @@ def _fetch_archive(spec: ImageSet, folder: Path, progress: bool) -> None:
     raise FetchError("\n".join(errors) or f"{spec.name} has no public address.")
 
 
-# ---- transport: knows nothing of image sets ----
+# --- transport: knows nothing of image sets -------------------------------------------------------------------------
 
 def _digest(path: Path, algorithm: str = "sha256") -> str:
     with open(path, "rb") as file:

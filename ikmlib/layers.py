@@ -1,4 +1,4 @@
-"""The paper's equations: contextual attention, image-specific kernel modulation, and the two attentions it is compared with.
+"""The paper's equations: contextual attention, image-specific kernel modulation, the attentions it is compared with.
 
 Letters, used everywhere: B images in the batch, Ci/Co input/output channels, k kernel size, H/W height and width.
 Attention of image b is a_b (Ci, k, k); the shared kernel is w (Co, Ci, k, k); the modulated kernel is w_b = a_b * w.
@@ -24,12 +24,14 @@ def _require(name: str, value, allowed: tuple) -> None:
 # --- contextual attention generation (CAG), Eqs. 9-11 ---------------------------------------------------------------
 
 
-def pooled_mask(x: Tensor, kernel_size: int | tuple[int, ...], *, tau: float | str = 0.0, strict: bool = False) -> Tensor:
+def pooled_mask(x: Tensor, kernel_size: int | tuple[int, ...], *, tau: float | str = 0.0,
+                strict: bool = False) -> Tensor:
     """Share of principal pixels in each of the k x k cells of every channel: CAG's steps 1 and 2 (Eq. 10).
 
     x (B, Ci, H, W) or, for signals, (B, Ci, L) -> (B, Ci, k, k) or (B, Ci, k), values in [0, 1], no gradient.
     A pixel is principal where x >= tau, or x > tau if `strict`; tau is a number, or "mean" or "median": that of each
-    channel of each image. A channel's cells depend on that channel alone, so a concatenation's are its parts' concatenated.
+    channel of each image. A channel's cells depend on that channel alone, so a concatenation's are its parts'
+    concatenated.
     """
     x = x.detach()
     if isinstance(tau, str):
@@ -67,10 +69,10 @@ def proportion_transform(pooled: Tensor, transform: str = "sigmoid") -> Tensor:
 
 def contextual_attention(x: Tensor, kernel_size: int | tuple[int, ...], *, tau: float | str = 0.0, strict: bool = False,
                          transform: str = "sigmoid") -> Tensor:
-    """Attention of each image's kernels, a_b = CAG(x_b) (Eqs. 9-11): (B, Ci, H, W) -> (B, Ci, k, k); (B, Ci, L) -> (B, Ci, k).
+    """Attention of each image's kernels, a_b = CAG(x_b) (Eqs. 9-11).
 
-    No parameters, and no gradient flows through it: the threshold is hard. Defaults are the released form. Raises
-    ValueError for an unknown `transform` or `tau`.
+    x (B, Ci, H, W) or (B, Ci, L) -> (B, Ci, k, k) or (B, Ci, k). No parameters, and no gradient flows through it: the
+    threshold is hard. Defaults are the released form. Raises ValueError for an unknown `transform` or `tau`.
     """
     return proportion_transform(pooled_mask(x, kernel_size, tau=tau, strict=strict), transform)
 
@@ -106,10 +108,10 @@ def _modulate(weight: Tensor, attention: Tensor) -> Tensor:
 
 
 class _IsoConv2d(torch.autograd.Function):
-    """Algorithm 1 (IsO): each image is convolved with its own kernel; the shared kernel's gradient is the mean of theirs.
+    """Algorithm 1 (IsO): each image is convolved with its own kernel; the shared kernel's gradient is their mean.
 
-    The mean over images of dL/dw_b, without the chain-rule factor a_b, is what a plain convolution of the same inputs and
-    output gradients gives, divided by B: the weight gradient needs no per-image kernels at all.
+    The mean over images of dL/dw_b, without the chain-rule factor a_b, is what a plain convolution of the same inputs
+    and output gradients gives, divided by B: the weight gradient needs no per-image kernels at all.
     """
 
     @staticmethod
@@ -138,7 +140,7 @@ def modulated_conv2d(x: Tensor, weight: Tensor, attention: Tensor, bias: Tensor 
     `gradient` chooses how the shared kernel w learns:
     "iso"       dL/dw = mean_b dL/dw_b, the paper's Algorithm 1
     "autograd"  dL/dw = sum_b a_b * dL/dw_b, the exact derivative
-    "go"        general optimisation (footnote 1): the attention is averaged over the batch, one kernel serves all images
+    "go"        general optimisation (footnote 1): the attention is averaged over the batch, one kernel for all images
     The bias, if any, is never modulated and has its exact gradient. Raises ValueError for an unknown rule.
     """
     _require("gradient rule", gradient, GRADIENTS)
@@ -173,7 +175,8 @@ class IKMConv2d(nn.Conv2d):
             raise ValueError(f"padding must be a number or a pair of numbers, not {padding!r}")
         if isinstance(tau, str):
             _require("tau", tau, ("mean", "median"))
-        super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=padding, dilation=dilation, bias=bias)
+        super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=padding, dilation=dilation,
+                         bias=bias)
         self.gradient, self.tau, self.strict, self.transform = gradient, tau, strict, transform
 
     def pool(self, x: Tensor) -> Tensor:
@@ -189,14 +192,15 @@ class IKMConv2d(nn.Conv2d):
                                 dilation=self.dilation, gradient=self.gradient)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, gradient={self.gradient}, tau={self.tau}, strict={self.strict}, {self.transform}"
+        return (f"{super().extra_repr()}, gradient={self.gradient}, tau={self.tau}, strict={self.strict}, "
+                f"{self.transform}")
 
 
 # --- the attentions of Table III ------------------------------------------------------------------------------------
 
 
 class ChannelAttention(nn.Module):
-    """Channel attention of SENet/RCAN (Eqs. 3-4): y = x * sigmoid(fc(relu(fc(mean(x))))), c -> c/4 -> c, with biases."""
+    """Channel attention of SENet/RCAN (Eqs. 3-4): y = x * sigmoid(fc(relu(fc(mean(x))))), c -> c/4 -> c, biases."""
 
     def __init__(self, channels: int, reduction: int = 4):
         super().__init__()

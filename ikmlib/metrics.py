@@ -41,11 +41,13 @@ def psnr_y(sr_uint8: np.ndarray, hr_uint8: np.ndarray, *, shave: int, round_y: b
 
 
 def ssim_y(sr_uint8: np.ndarray, hr_uint8: np.ndarray, *, shave: int, round_y: bool = False) -> float:
-    """Structural similarity on Y (Wang et al. 2004): Gaussian 11 x 11 window, sigma 1.5, population covariance, L = 255.
+    """Structural similarity on Y (Wang et al. 2004).
 
-    Arguments and errors as `psnr_y`; what is left after shaving must be at least 11 x 11.
+    Gaussian 11 x 11 window, sigma 1.5, population covariance, L = 255. Arguments and errors as `psnr_y`; what is left
+    after shaving must be at least 11 x 11.
     """
     sr, hr = _pair(sr_uint8, hr_uint8, shave, round_y)
     if min(sr.shape) < 11:
         raise ValueError(f"SSIM needs at least 11 x 11 pixels after shaving, not {sr.shape[0]} x {sr.shape[1]}")
-    return float(structural_similarity(sr, hr, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255))
+    return float(structural_similarity(sr, hr, gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
+                                       data_range=255))

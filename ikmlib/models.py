@@ -1,6 +1,7 @@
-"""The networks: residual, dense, residual dense and U-hourglass dense blocks in one backbone (Figs. 4 and 7, Eqs. 16-19).
+"""The networks: residual, dense, residual dense, U-hourglass dense blocks in one backbone (Figs. 4 and 7, Eqs. 16-19).
 
-An `Architecture` says what is built, in the paper's symbols: N blocks of U dense units with depths d, C channels, growth g.
+An `Architecture` says what is built, in the paper's symbols: N blocks of U dense units with depths d, C channels,
+growth g.
 """
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ class Architecture:
 
     block: str = "uhdb"                               # rb | db | rdb | uhdb
     blocks: int = 4                                   # N
-    depths: tuple[int, ...] = (6, 5, 4, 4, 5, 6)      # layers of each of the U dense units; for rb: one entry a residual block
+    depths: tuple[int, ...] = (6, 5, 4, 4, 5, 6)      # layers of the U dense units; for rb: one entry a residual block
     channels: int = 64                                # C
     growth: int = 12                                  # g
     kernel: int = 3                                   # k of the modulated convolutions
@@ -41,7 +42,8 @@ class Architecture:
         _require("block", self.block, BLOCKS)
         _require("attention", self.attention, ATTENTIONS)
         if self.kernel % 2 == 0:
-            raise ValueError(f"kernel size {self.kernel} is even: the blocks keep the image size, which needs an odd one")
+            raise ValueError(
+                f"kernel size {self.kernel} is even: the blocks keep the image size, which needs an odd one")
 
 
 ARCHITECTURES = {
@@ -55,7 +57,7 @@ ARCHITECTURES = {
 
 
 def _conv(arch: Architecture, in_channels: int, out_channels: int) -> nn.Conv2d:
-    """A k x k convolution of a block, without bias, keeping H and W; modulated if the architecture's attention is IKM."""
+    """A k x k convolution of a block, without bias, keeping H and W; modulated if the attention is IKM."""
     shape = dict(padding=arch.dilation * (arch.kernel - 1) // 2, dilation=arch.dilation, bias=False)
     if arch.attention != "ikm":
         return nn.Conv2d(in_channels, out_channels, arch.kernel, **shape)
@@ -70,7 +72,7 @@ def _feature_attention(arch: Architecture, channels: int) -> nn.Module:
 
 
 class DenseUnit(nn.Module):
-    """F_d (Eqs. 16-17): d layers of convolution and ReLU, each concatenated to its input; then a 1x1 transition, no ReLU."""
+    """F_d (Eqs. 16-17): d layers of convolution and ReLU, each concatenated to its input; 1x1 transition, no ReLU."""
 
     def __init__(self, arch: Architecture, depth: int):
         super().__init__()
@@ -93,13 +95,14 @@ class DenseUnit(nn.Module):
 
 
 class ResidualBlocks(nn.Module):
-    """RB: a chain of residual blocks as in EDSR, without batch normalisation and biases: y = conv(relu(conv(x))) + x."""
+    """RB: a chain of residual blocks as in EDSR, no batch normalisation, no biases: y = conv(relu(conv(x))) + x."""
 
     def __init__(self, arch: Architecture):
         super().__init__()
         c = arch.channels
         self.convs = nn.ModuleList(nn.ModuleList(_conv(arch, c, c) for _ in range(depth)) for depth in arch.depths)
-        self.attentions = nn.ModuleList(nn.ModuleList(_feature_attention(arch, c) for _ in range(d)) for d in arch.depths)
+        self.attentions = nn.ModuleList(
+            nn.ModuleList(_feature_attention(arch, c) for _ in range(depth)) for depth in arch.depths)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) -> same shape."""
@@ -126,7 +129,7 @@ class DenseBlock(nn.Module):
 
 
 class ResidualDenseBlock(DenseBlock):
-    """RDB: U dense units, each with a local residual; x and the U outputs are fused by a 1x1 convolution, (U+1) C -> C."""
+    """RDB: U dense units, each with a local residual; a 1x1 convolution, (U+1) C -> C, fuses x and the U outputs."""
 
     def __init__(self, arch: Architecture):
         super().__init__(arch)
@@ -167,7 +170,8 @@ class Upscaler(nn.Sequential):
         factors = (2, 2) if scale == 4 else (scale,)
         stages = []
         for r in factors:
-            stages += [nn.Conv2d(channels, channels * r * r, 3, padding=1, groups=channels // 4, bias=False), nn.PixelShuffle(r)]
+            stages += [nn.Conv2d(channels, channels * r * r, 3, padding=1, groups=channels // 4, bias=False),
+                       nn.PixelShuffle(r)]
         super().__init__(*stages)
 
 
@@ -211,8 +215,8 @@ def build_model(name: str, *, scale: int = 2, attention: str = "ikm") -> SRNetwo
 def complexity(model: nn.Module, scale: int) -> tuple[int, int]:
     """(#Params, #FLOPs): trainable parameters, and multiply-adds of all convolutions for a 480 x 360 output image.
 
-    As the paper counts: input 480/s x 360/s, one multiply-add a weight and a bias an output position; activations, masks
-    and pooling are free. Nothing is computed: the shapes run through a copy on the "meta" device.
+    As the paper counts: input 480/s x 360/s, one multiply-add a weight and a bias an output position; activations,
+    masks and pooling are free. Nothing is computed: the shapes run through a copy on the "meta" device.
     """
     shadow = copy.deepcopy(model).to("meta").eval()
     total = 0

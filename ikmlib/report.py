@@ -1,4 +1,4 @@
-"""From records to what people read: pages of the notebooks, paired statistics, the verdict rule, REPORT.md and report.html.
+"""From records to what people read: notebooks' pages, paired statistics, the verdict rule, REPORT.md and report.html.
 
 A notebook opens a `Page`; its tables, figures and verdicts become files under `results/<profile>/`, listed in
 `pages/<notebook>.json`. The report is assembled from these files alone, so it can never show a number that no run left.
@@ -21,8 +21,10 @@ from . import config, study
 from .config import Profile
 
 VERDICTS = ("supported", "not supported", "mixed", "not tested at this budget")
-DIGITS = (("ssim", 4), ("psnr", 2), ("db", 3), ("_k_", 1), ("_g_", 1))   # decimals shown, by a word in the column's name
-MIN_SEEDS = 3   # fewer say too little of the spread between trainings (a bootstrap of two knows only two values): no verdict
+# Decimals shown, by a word in the column's name
+DIGITS = (("ssim", 4), ("psnr", 2), ("db", 3), ("_k_", 1), ("_g_", 1))
+# Fewer say too little of the spread between trainings (a bootstrap of two knows only two values): no verdict
+MIN_SEEDS = 3
 
 
 # --- statistics -----------------------------------------------------------------------------------------------------
@@ -31,8 +33,8 @@ MIN_SEEDS = 3   # fewer say too little of the spread between trainings (a bootst
 def paired_bootstrap(differences: np.ndarray, seed: int = 0, resamples: int = 4000) -> tuple[float, float, float]:
     """Mean of paired differences and its 95 % percentile bootstrap interval: (mean, low, high).
 
-    `differences`: (images,), or (seeds, images): then seeds and images are both drawn anew. Raises ValueError if empty or
-    not finite.
+    `differences`: (images,), or (seeds, images): then seeds and images are both drawn anew. Raises ValueError if empty
+    or not finite.
     """
     d = np.atleast_2d(np.asarray(differences, dtype=float))
     if not d.size or not np.isfinite(d).all():
@@ -79,8 +81,8 @@ def judge(differences: Sequence[Difference | None], *, margin: float = 0.0, evid
     """The verdict rule, the same for every claim that one model is better than another.
 
     One difference holds if its 95 % interval lies above -margin (dB): margin 0 for "better", the smallest difference of
-    interest for "at least as good". All hold: supported. None: not supported. Some: mixed. A profile that is no evidence, a
-    missing run or fewer than MIN_SEEDS seeds: not tested at this budget.
+    interest for "at least as good". All hold: supported. None: not supported. Some: mixed. A profile that is no
+    evidence, a missing run or fewer than MIN_SEEDS seeds: not tested at this budget.
     """
     if not evidence or not differences or any(d is None or d.seeds < MIN_SEEDS for d in differences):
         return "not tested at this budget"
@@ -103,7 +105,8 @@ def style() -> None:
 def check_parameters(cells: Sequence[str]) -> None:
     """Refuse a papermill parameter that the notebook does not define (papermill itself only warns).
 
-    `cells`: IPython's `In`. papermill injects a cell that starts with "# Parameters" after the notebook's own, the first.
+    `cells`: IPython's `In`. papermill injects a cell that starts with "# Parameters" after the notebook's own, the
+    first.
     """
     def assigned(source):
         return {name.id for node in ast.parse(source).body if isinstance(node, ast.Assign) for name in node.targets}
@@ -114,7 +117,8 @@ def check_parameters(cells: Sequence[str]) -> None:
     allowed = assigned(next(cell for cell in cells if cell.strip()))
     unknown = assigned("\n".join(injected)) - allowed
     if unknown:
-        raise ValueError(f"unknown parameter {', '.join(sorted(unknown))}; this notebook takes {', '.join(sorted(allowed))}")
+        raise ValueError(f"unknown parameter {', '.join(sorted(unknown))}; "
+                         f"this notebook takes {', '.join(sorted(allowed))}")
 
 
 @dataclass
@@ -126,7 +130,8 @@ class Page:
 
     def __post_init__(self):
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._manifest = {"notebook": self.name, "profile": self.profile.name, "tables": [], "figures": [], "claims": []}
+        self._manifest = {"notebook": self.name, "profile": self.profile.name,
+                          "tables": [], "figures": [], "claims": []}
 
     @property
     def folder(self) -> Path:
@@ -152,9 +157,11 @@ class Page:
 
         strip = 0.2 / figure.get_figheight()   # inches above the drawing, for the label
         figure.get_layout_engine().set(rect=(0, 0, 1, 1 - strip))
-        figure.text(0.995, 1 - 0.1 * strip, f"profile {self.profile.name}", ha="right", va="top", fontsize=8, color="0.4")
+        figure.text(0.995, 1 - 0.1 * strip, f"profile {self.profile.name}", ha="right", va="top",
+                    fontsize=8, color="0.4")
         if not (self.profile.evidence or any_profile):
-            figure.text(0.5, 0.5, "not evidence", ha="center", va="center", rotation=25, fontsize=64, color="0.5", alpha=0.25)
+            figure.text(0.5, 0.5, "not evidence", ha="center", va="center",
+                        rotation=25, fontsize=64, color="0.5", alpha=0.25)
         path = self.folder / f"{name}.png"
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         figure.savefig(temporary, format="png")
@@ -177,7 +184,7 @@ class Page:
 
 
 def open_page(name: str, *, profile: str, cells: Sequence[str] = ()) -> Page:
-    """The page of notebook `name`; refuses unknown parameters and profiles, sets the style. `cells`: pass IPython's `In`."""
+    """The page of notebook `name`; refuses unknown parameters and profiles, sets the style. `cells`: IPython's `In`."""
     check_parameters(cells)
     style()
     return Page(name, config.get_profile(profile))
@@ -210,7 +217,8 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
         text = [_text(value, column) for value in frame[column]]
         spread = f"{column[:-5]}_sd"
         if column.endswith("_ours") and spread in frame:
-            text = [t if pd.isna(sd) else f"{t} ± {_text(sd, spread)}" for t, sd in zip(text, frame[spread], strict=True)]
+            text = [t if pd.isna(sd) else f"{t} ± {_text(sd, spread)}"
+                    for t, sd in zip(text, frame[spread], strict=True)]
         shown[re.sub(r"_(paper|ours)$", r" \1", column).replace("_", " ")] = text
     return shown
 
@@ -235,10 +243,12 @@ def _title(notebook: str) -> str:
 
 
 def _claims_section(pages: list[dict]) -> list[str]:
-    rows = [(c["name"], c["paper"], c["ours"], f"**{c['verdict']}**", p["notebook"]) for p in pages for c in p["claims"]]
+    rows = [(c["name"], c["paper"], c["ours"], f"**{c['verdict']}**", p["notebook"])
+            for p in pages for c in p["claims"]]
     if not rows:
         return []
-    return ["## Verdicts", markdown_table(pd.DataFrame(rows, columns=["claim", "paper", "ours", "verdict", "notebook"])),
+    verdicts = pd.DataFrame(rows, columns=["claim", "paper", "ours", "verdict", "notebook"])
+    return ["## Verdicts", markdown_table(verdicts),
             f"The rule is `ikmlib.report.judge`: 95 % intervals of paired differences, at least {MIN_SEEDS} seeds."]
 
 
@@ -264,10 +274,11 @@ def _compute_section(profile: Profile) -> list[str]:
     if runs.empty:
         return ["## Compute", "No finished runs."]
     summary = runs.groupby(["device", "torch", "git_commit"], dropna=False).agg(
-        runs=("id", "count"), hours=("train_seconds", lambda s: s.sum() / 3600), updates=("updates", "sum")).reset_index()
+        runs=("id", "count"), hours=("train_seconds", lambda s: s.sum() / 3600), updates=("updates", "sum"),
+    ).reset_index()
     study.write_csv(config.results_root() / profile.name / "runs.csv", runs)
-    text = (f"{len(runs)} finished runs; each has its folder under [runs/](runs/), all are listed in [runs.csv](runs.csv) "
-            "with spec, machine, versions, data digest and commit.")
+    text = (f"{len(runs)} finished runs; each has its folder under [runs/](runs/), "
+            "all are listed in [runs.csv](runs.csv) with spec, machine, versions, data digest and commit.")
     return ["## Compute", text, markdown_table(summary)]
 
 
@@ -289,8 +300,10 @@ _HTML = """<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width,initial-scale=1">
 <title>{title}</title><style>
 body{{font:16px/1.55 system-ui,sans-serif;color:#222;max-width:60rem;margin:2rem auto;padding:0 1rem}}
-h1{{font-size:1.7rem;line-height:1.2}} h2{{margin-top:2.5rem;border-top:1px solid #ddd;padding-top:1.2rem;font-size:1.3rem}}
-img{{max-width:100%;height:auto}} blockquote{{margin:1rem 0;padding:.5rem 1rem;background:#fff3cd;border-left:4px solid #d39e00}}
+h1{{font-size:1.7rem;line-height:1.2}}
+h2{{margin-top:2.5rem;border-top:1px solid #ddd;padding-top:1.2rem;font-size:1.3rem}}
+img{{max-width:100%;height:auto}}
+blockquote{{margin:1rem 0;padding:.5rem 1rem;background:#fff3cd;border-left:4px solid #d39e00}}
 .table{{overflow-x:auto;margin:1rem 0}} table{{border-collapse:collapse;font-size:.85rem;min-width:42rem}}
 .anchor-link{{display:none}}
 th,td{{padding:.3rem .6rem;border-bottom:1px solid #e3e3e3;text-align:left;vertical-align:top}}
@@ -308,7 +321,9 @@ def report_html(markdown: str, folder: Path) -> str:
 
     def inline(match):
         picture = folder / match[1]
-        return f'src="data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"' if picture.exists() else match[0]
+        if not picture.exists():
+            return match[0]
+        return f'src="data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"'
 
     return _HTML.format(title=markdown.splitlines()[0].lstrip("# "), body=re.sub(r'src="([\w.-]+\.png)"', inline, body))
 

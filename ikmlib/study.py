@@ -1,7 +1,7 @@
 """The study's runs: what is trained for which artefact, the records they leave, the queue, and moving runs about.
 
-A run is the unit of evidence. Its spec says what was trained; its id is a readable slug and a hash of the spec; its folder
-`results/<profile>/runs/<id>/` holds `run.json` (spec, provenance; written last: its presence means finished),
+A run is the unit of evidence. Its spec says what was trained; its id is a readable slug and a hash of the spec; its
+folder `results/<profile>/runs/<id>/` holds `run.json` (spec, provenance; written last: its presence means finished),
 `scores.csv` (a row an image), `curve.csv`; and, not committed, `weights.pt` or an unfinished run's `checkpoint.pt`.
 A run is trained once and serves every table that needs it.
 """
@@ -44,7 +44,8 @@ def slug(arch: Architecture) -> str:
     """Readable name: the nearest of the paper's architectures, the attention, and what else differs."""
     def differing(name):
         named = ARCHITECTURES[name]
-        return [f.name for f in fields(arch) if f.name != "attention" and getattr(arch, f.name) != getattr(named, f.name)]
+        return [f.name for f in fields(arch)
+                if f.name != "attention" and getattr(arch, f.name) != getattr(named, f.name)]
 
     base = min(ARCHITECTURES, key=lambda name: len(differing(name)))
     parts = [base, arch.attention]
@@ -82,8 +83,8 @@ class Run:
 
     @property
     def id(self) -> str:
-        """Slug, scale, seed and a hash of the spec. An architecture's defaults are left out of the hash, so that an option
-        added later, whose default changes nothing, leaves the ids as they are."""
+        """Slug, scale, seed and a hash of the spec. An architecture's defaults are left out of the hash, so that an
+        option added later, whose default changes nothing, leaves the ids as they are."""
         spec, plain = self.spec, json.loads(json.dumps(asdict(Architecture())))
         spec["arch"] = {name: value for name, value in spec["arch"].items() if value != plain[name]}
         digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:8]
@@ -104,14 +105,14 @@ class Run:
 
 
 def found(run: Run) -> Run:
-    """The run itself; or, when it is not finished and its training sets are not installed, its twin on embedded images."""
+    """The run itself; or, if not finished and its training sets are not installed, its twin on embedded images."""
     if run.finished or all(datasets.is_installed(name) for name in run.data):
         return run
     return replace(run, data=FALLBACK["train"])
 
 
 def test_images(profile: Profile, data: tuple[str, ...]) -> dict[str, dict[str, np.ndarray]]:
-    """Installed test sets of a profile: set -> image -> uint8. A run trained on embedded images is scored on embedded ones."""
+    """Installed test sets of a profile: set -> image -> uint8; embedded ones for a run trained on embedded images."""
     names = [name for name in profile.test_sets if datasets.is_installed(name)]
     if data == FALLBACK["train"] or not names:
         names = list(FALLBACK["test"])
@@ -141,10 +142,12 @@ def write_csv(path: Path, frame: pd.DataFrame) -> None:
 def git_commit() -> str:
     """Commit of the code, with "+changes" if the library differs from it; "unknown" outside a git checkout."""
     def git(*words):
-        return subprocess.run(["git", "-C", str(config.ROOT), *words], capture_output=True, text=True, check=True).stdout.strip()
+        done = subprocess.run(["git", "-C", str(config.ROOT), *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
 
     try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain", "--", "ikmlib") else "")
+        changes = "+changes" if git("status", "--porcelain", "--", "ikmlib") else ""
+        return git("rev-parse", "--short=12", "HEAD") + changes
     except (OSError, subprocess.CalledProcessError):
         return os.environ.get("IKM_COMMIT", "unknown")
 
@@ -186,7 +189,7 @@ def score(run: Run, model: SRNetwork) -> pd.DataFrame:
 
 @contextlib.contextmanager
 def _lock(run: Run) -> Iterator[bool]:
-    """True if this process has the run to itself; the operating system frees the lock when the process ends, however it ends."""
+    """True if this process has the run to itself; the operating system frees the lock however the process ends."""
     run.folder.mkdir(parents=True, exist_ok=True)
     with open(run.folder / ".lock", "w") as file:
         try:
@@ -202,7 +205,7 @@ def default_device() -> torch.device:
 
 
 def train(run: Run, *, deadline: float | None = None, show: bool = True, device: torch.device | None = None) -> bool:
-    """Train and score one run, or continue it; True when it is finished, False if time ran out or another process has it.
+    """Train and score one run, or continue it; True if it is finished, False if time ran out or another process has it.
 
     Raises TrainingDiverged, UnreadableCheckpoint, FileNotFoundError (training images).
     """
@@ -213,7 +216,8 @@ def train(run: Run, *, deadline: float | None = None, show: bool = True, device:
         sampler, validation, left_out = training_data(run.data, run.scale, run.patch, str(device))
         checkpoint = run.folder / "checkpoint.pt"
         trainer = Trainer(
-            run.build().to(device), sampler, key=run.id, seed=run.seed, updates=run.updates, batch=run.batch, rate=run.rate,
+            run.build().to(device), sampler,
+            key=run.id, seed=run.seed, updates=run.updates, batch=run.batch, rate=run.rate,
             checkpoint=checkpoint, validations=config.get_profile(run.profile).validations,
             validate=lambda model: float(evaluate(model, validation, run.scale).psnr_y.mean()))
         if not trainer.fit(deadline=deadline, label=run.id, show=show):
@@ -245,7 +249,7 @@ QUEUE: dict[str, Callable[[Profile], list[Run]]] = {"04_table3_attention": table
 
 
 def queue(profile: Profile, only: Iterable[str] = ()) -> list[Run]:
-    """Runs of the chosen artefacts (all, if none is named) in priority order, each once. Raises ValueError for an unknown one."""
+    """Runs of the chosen artefacts (all, if none is named) in priority order, each once. Unknown ones: ValueError."""
     only = tuple(only)
     chosen = [name for name in QUEUE if not only or any(name == o or name.split("_")[0] == o for o in only)]
     unknown = [o for o in only if not any(name == o or name.split("_")[0] == o for name in QUEUE)]
@@ -255,7 +259,7 @@ def queue(profile: Profile, only: Iterable[str] = ()) -> list[Run]:
 
 
 def ensure(runs: Iterable[Run], *, train_missing: bool = True, deadline: float | None = None) -> list[Run]:
-    """The finished ones among `runs`, after training what is missing (unless told not to); a diverged run is warned about."""
+    """The finished of `runs`, after training what is missing (unless told not to); a diverged run is warned about."""
     done = []
     for run in map(found, runs):
         try:
@@ -267,7 +271,7 @@ def ensure(runs: Iterable[Run], *, train_missing: bool = True, deadline: float |
 
 
 def work(profile: Profile, *, only: Iterable[str] = (), time_limit: float | None = None, show: bool = True) -> int:
-    """Train the queue's unfinished runs in order, until done or `time_limit` seconds have passed; number of diverged runs.
+    """Train the queue's unfinished runs in order, until done or `time_limit` seconds have passed; number of diverged.
 
     Several processes may work at once: each takes the first run that no other has.
     """
@@ -325,7 +329,7 @@ def all_records(profile: Profile) -> pd.DataFrame:
 
 
 def scores(runs: Iterable[Run]) -> pd.DataFrame:
-    """Per-image scores of finished runs: run, block, attention, scale, seed, set, image, psnr_y, ssim_y, ..._rounded."""
+    """Per-image scores of finished runs: run, block, attention, scale, seed, set, image, psnr_y, ssim_y, *_rounded."""
     frames = [pd.read_csv(run.folder / "scores.csv", dtype={"image": str}).assign(
         run=run.id, block=run.arch.block, attention=run.arch.attention, scale=run.scale, seed=run.seed) for run in runs]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(
@@ -348,10 +352,10 @@ PACKED = ("run.json", "scores.csv", "curve.csv", "checkpoint.pt", "weights.pt") 
 
 
 def pack(profile: Profile, destination: Path) -> tuple[list[Path], list[str]]:
-    """Write all runs of a profile, finished or not, as at most 8 files of at most 15 MB; (the files, what found no room).
+    """Write all runs of a profile, finished or not, as at most 8 files of at most 15 MB; (the files, what had no room).
 
-    The parts are one zip archive cut in pieces. Records go first, then unfinished runs' checkpoints, then weights, each in
-    the queue's order. Raises FileNotFoundError if the profile has no runs.
+    The parts are one zip archive cut in pieces. Records go first, then unfinished runs' checkpoints, then weights, each
+    in the queue's order. Raises FileNotFoundError if the profile has no runs.
     """
     root = config.results_root()
     order = {run.id: i for i, run in enumerate(queue(profile))}
@@ -377,27 +381,31 @@ def pack(profile: Profile, destination: Path) -> tuple[list[Path], list[str]]:
 
 
 def unpack(parts: Iterable[Path]) -> list[str]:
-    """Add packed runs to the records; names of the files written. A finished run here is never touched, and an unfinished one
-    only by a state of more updates. Raises ValueError if parts are missing, damaged or hold anything but runs."""
+    """Add packed runs to the records; names of the files written. A finished run here is never touched, and an
+    unfinished one only by a state of more updates. Raises ValueError if parts are missing, damaged or hold anything but
+    runs."""
     parts = sorted(parts, key=lambda part: int(part.stem.split("-")[-1].split("of")[0]) if "of" in part.stem else 0)
     data = b"".join(part.read_bytes() for part in parts)
     if not parts or f"-{hashlib.sha256(data).hexdigest()[:8]}-" not in parts[0].name:
-        raise ValueError(f"parts are missing, damaged or of different packs: {', '.join(part.name for part in parts) or 'none'}")
+        given = ", ".join(part.name for part in parts) or "none"
+        raise ValueError(f"parts are missing, damaged or of different packs: {given}")
     root, written = config.results_root(), []
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         names = archive.namelist()
         for name in names:
             profile, *runs, file = name.split("/")
-            if profile not in config.PROFILES or len(runs) != 2 or runs[0] != "runs" or ".." in runs or file not in PACKED:
+            is_run = len(runs) == 2 and runs[0] == "runs" and ".." not in runs
+            if profile not in config.PROFILES or not is_run or file not in PACKED:
                 raise ValueError(f"pack holds {name!r}, which is no file of a run")
         for folder in dict.fromkeys(name.rsplit("/", 1)[0] for name in names):
             if (root / folder / "run.json").exists():
                 continue
             members = [name for name in names if name.startswith(folder + "/")]
             for name in sorted(members, key=lambda n: n.endswith("run.json")):   # run.json last: it says finished
-                if not name.endswith("checkpoint.pt") or _updates(io.BytesIO(archive.read(name))) > _updates(root / name):
+                content = archive.read(name)
+                if not name.endswith("checkpoint.pt") or _updates(io.BytesIO(content)) > _updates(root / name):
                     (root / folder).mkdir(parents=True, exist_ok=True)
-                    write_bytes(root / name, archive.read(name))
+                    write_bytes(root / name, content)
                     written.append(name)
     return written
 

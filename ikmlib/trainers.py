@@ -48,8 +48,8 @@ def restored(model: nn.Module, hr_images: Mapping[str, np.ndarray] | Sequence[np
              scale: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """(name, SR, HR) of each image, uint8 RGB: HR cropped to a multiple of `scale`, SR from its MATLAB-downsampled LR.
 
-    `hr_images`: name -> uint8 (H, W, 3) or (H, W, 1), or a sequence of them (named "0", "1", ...). A grey image is treated as
-    RGB. The model's mode is left as it was.
+    `hr_images`: name -> uint8 (H, W, 3) or (H, W, 1), or a sequence of them (named "0", "1", ...). A grey image is
+    treated as RGB. The model's mode is left as it was.
     """
     if not isinstance(hr_images, Mapping):
         hr_images = {str(i): image for i, image in enumerate(hr_images)}
@@ -65,7 +65,7 @@ def restored(model: nn.Module, hr_images: Mapping[str, np.ndarray] | Sequence[np
 
 def evaluate(model: nn.Module, hr_images: Mapping[str, np.ndarray] | Sequence[np.ndarray], scale: int, *,
              round_y: bool = False) -> pd.DataFrame:
-    """Scores of a network on HR images (see `restored`), `scale` pixels shaved: a row an image, image, psnr_y (dB), ssim_y."""
+    """Scores of a network on HR images (see `restored`), `scale` pixels shaved: rows of image, psnr_y (dB), ssim_y."""
     rows = [(name, psnr_y(sr, hr, shave=scale, round_y=round_y), ssim_y(sr, hr, shave=scale, round_y=round_y))
             for name, sr, hr in restored(model, hr_images, scale)]
     return pd.DataFrame(rows, columns=["image", "psnr_y", "ssim_y"])
@@ -97,7 +97,7 @@ def load_checkpoint(path: Path, key: str, device: torch.device | str = "cpu") ->
 
 @dataclass
 class Progress:
-    """What a run has done so far. `curve` rows: update, loss (mean since the last row), psnr_y (validation), seconds."""
+    """What a run has done so far. `curve` rows: update, loss (mean since last row), psnr_y (validation), seconds."""
 
     update: int = 0
     curve: list[dict] | None = None
@@ -172,8 +172,9 @@ class Trainer:
     def save(self) -> None:
         """Write the checkpoint, unless a parameter is not finite: the file always holds a good state."""
         if all(torch.isfinite(p).all() for p in self.model.parameters()):
-            save_atomically({"key": self.key, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-                             "progress": vars(self.progress)}, self.checkpoint)
+            save_atomically({"key": self.key, "model": self.model.state_dict(),
+                             "optimizer": self.optimizer.state_dict(), "progress": vars(self.progress)},
+                            self.checkpoint)
 
     def step(self) -> Tensor:
         """One update; returns the loss (on the device)."""

@@ -7,7 +7,8 @@ import pytest
 from ikmlib import study
 from ikmlib.__main__ import main
 
-BLOCKED = ("matplotlib", "seaborn", "papermill", "IPython", "ipykernel", "jupyterlab", "nbconvert", "nbformat", "notebook")
+BLOCKED = ("matplotlib", "seaborn", "papermill", "IPython", "ipykernel", "jupyterlab", "nbconvert", "nbformat",
+           "notebook")
 
 
 @pytest.mark.parametrize(("words", "message"), [

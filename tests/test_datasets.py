@@ -69,7 +69,7 @@ def put(folder: Path, files: dict[str, bytes]) -> None:
         (folder / name).write_bytes(data)
 
 
-# ---- what is in which set ----
+# --- what is in which set -------------------------------------------------------------------------------------------
 
 def test_the_registry_lists_as_many_files_as_the_sets_say():
     for spec in SETS.values():
@@ -130,7 +130,7 @@ def test_unknown_set_is_named():
         datasets.paths("set5")
 
 
-# ---- finding ----
+# --- finding --------------------------------------------------------------------------------------------------------
 
 def test_a_partly_present_set_is_not_installed(own, tiny):
     put(own / "Set5", dict(list(tiny.items())[:3]))
@@ -196,7 +196,7 @@ def test_only_the_training_images_of_a_mixed_div2k_folder(own):
     assert [p.name for p in datasets.paths("DIV2K")] == [f"{i:04d}.png" for i in range(1, 801)]
 
 
-# ---- reading ----
+# --- reading --------------------------------------------------------------------------------------------------------
 
 def test_names_order_and_limit(own, tiny):
     put(own / "Set5", tiny)
@@ -310,7 +310,7 @@ def test_fingerprint(own, tiny, monkeypatch):
     assert datasets.fingerprint(["embedded-val"]) != datasets.fingerprint(["embedded-test"])
 
 
-# ---- downloading ----
+# --- downloading ----------------------------------------------------------------------------------------------------
 
 class Server:
     """Answers for {path: contents}; `gone`, `busy`, `cut`, `ranges`, `kind` change what the next answers are."""
@@ -478,7 +478,7 @@ def test_manga109_is_never_downloaded():
         datasets.fetch("Manga109")
 
 
-# ---- archives ----
+# --- archives -------------------------------------------------------------------------------------------------------
 
 PICTURES = {f"{i:04d}.png": encoded(i) for i in (1, 2)}
 
@@ -576,7 +576,7 @@ def test_an_archive_that_lacks_images_installs_nothing(div2k, tmp_path):
     assert not (tmp_path / "cache/DIV2K/DIV2K_train_HR").exists()
 
 
-# ---- the real files ----
+# --- the real files -------------------------------------------------------------------------------------------------
 
 @pytest.fixture
 def real(monkeypatch):

@@ -38,7 +38,8 @@ def reference_attention(x, k, transform="sigmoid", tau=0.0, strict=False):
 
 
 def plain_loop(x, weight, attention, padding, dilation):
-    return torch.cat([F.conv2d(x[b:b + 1], weight * attention[b], padding=padding, dilation=dilation) for b in range(len(x))])
+    return torch.cat([F.conv2d(x[b:b + 1], weight * attention[b], padding=padding, dilation=dilation)
+                      for b in range(len(x))])
 
 
 @pytest.mark.parametrize("transform", ["sigmoid", "softmax", "residual"])
@@ -58,7 +59,7 @@ def test_attention_of_relu_outputs_is_constant_unless_strict():
 
 
 def test_range_of_the_released_attention():
-    """Extremes of 1 + sigmoid(9 softmax(p) - 1) for k = 3: one cell of nine full, or all but one (facts: [1.353, 1.783])."""
+    """Extremes of 1 + sigmoid(9 softmax(p) - 1) for k = 3, [1.353, 1.783]: one cell of nine full, or all but one."""
     one = torch.zeros(1, 1, 9, 9) - 1
     one[..., :3, :3] = 1
     a = torch.stack([contextual_attention(one, 3), contextual_attention(-one, 3)])
@@ -150,7 +151,8 @@ def test_images_do_not_see_each_other_except_in_go():
         assert torch.allclose(layer(x)[1], layer(x[1:2])[0], atol=1e-6) == alike
 
 
-@pytest.mark.parametrize("option", [dict(gradient="sgd"), dict(transform="tanh"), dict(tau="mode"), dict(padding="same")])
+@pytest.mark.parametrize("option", [dict(gradient="sgd"), dict(transform="tanh"), dict(tau="mode"),
+                                    dict(padding="same")])
 def test_wrong_options_are_named(option):
     with pytest.raises(ValueError, match=str(next(iter(option.values())))):
         IKMConv2d(2, 2, 3, **option)

@@ -5,7 +5,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ikmlib.models import ARCHITECTURES, Architecture, DenseUnit, SRNetwork, UHourglassDenseBlock, build_model, complexity
+from ikmlib.models import (
+    ARCHITECTURES,
+    Architecture,
+    DenseUnit,
+    SRNetwork,
+    UHourglassDenseBlock,
+    build_model,
+    complexity,
+)
 
 UHDN = ARCHITECTURES["uhdn"]
 
@@ -16,7 +24,8 @@ UHDN = ARCHITECTURES["uhdn"]
     ("rb", 2, "none", 362.1, 15.8), ("rb", 2, "ca", 362.1 + 19.4, 15.8), ("rb", 2, "sa", 362.1 + 9.62, 15.8 + 0.42),
     ("db", 2, "none", 382.3, 16.7), ("db", 2, "ca", 382.3 + 2.61, 16.7), ("db", 2, "sa", 382.3 + 1.29, 16.7 + 0.06),
     ("rdb", 2, "none", 411.0, 18.0), ("rdb", 2, "ca", 411.0 + 2.61, 18.0), ("rdb", 2, "sa", 411.0 + 1.29, 18.0 + 0.06),
-    ("uhdb", 2, "none", 384.9, 16.9), ("uhdb", 2, "ca", 384.9 + 2.61, 16.9), ("uhdb", 2, "sa", 384.9 + 1.29, 16.9 + 0.06),
+    ("uhdb", 2, "none", 384.9, 16.9), ("uhdb", 2, "ca", 384.9 + 2.61, 16.9),
+    ("uhdb", 2, "sa", 384.9 + 1.29, 16.9 + 0.06),
 ])
 def test_cost_is_the_papers(name, scale, attention, params_k, flops_g):
     params, multi_adds = complexity(build_model(name, scale=scale, attention=attention), scale)
@@ -31,8 +40,8 @@ def test_cost_is_the_papers(name, scale, attention, params_k, flops_g):
     (replace(UHDN, depths=(4, 5, 6, 6, 5, 4)), 1_390_915, 60.3),                 # Fig. 11 V1
     (replace(UHDN, depths=(4, 4, 4, 5, 6, 7)), 1_401_283, 60.8),                 # V2
     (replace(UHDN, depths=(7, 6, 5, 4, 4, 4)), 1_401_283, 60.8),                 # V3
-    (replace(UHDN, depths=(5,) * 6), 1_380_547, 59.9),                           # Table V; the paper prints 1380.3 and 60.0
-    (replace(UHDN, kernel=5), 3_436_867, None),                                  # Table IV; the paper prints 3436.7
+    (replace(UHDN, depths=(5,) * 6), 1_380_547, 59.9),                           # Table V; printed as 1380.3 and 60.0
+    (replace(UHDN, kernel=5), 3_436_867, None),                                  # Table IV; printed as 3436.7
 ])
 def test_exact_cost_of_variants(arch, params, flops_g):
     found, multi_adds = complexity(SRNetwork(arch, 2), 2)

@@ -27,7 +27,8 @@ def test_thin_and_without_outputs(path):
         source = "".join(cell["source"])
         assert not cell["outputs"] and cell["execution_count"] is None
         assert len(source.splitlines()) <= 15
-        assert not any(isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda) for node in ast.walk(ast.parse(source)))
+        nodes = ast.walk(ast.parse(source))
+        assert not any(isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda) for node in nodes)
 
 
 @by_name

@@ -21,7 +21,7 @@ WANTED = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]
 SCRIPTS = ("run_all.sh", "run_tests.sh", ".ci/run")
 
 
-# --- the files --------------------------------------------------------------------------------------------------------
+# --- the files ------------------------------------------------------------------------------------------------------
 
 
 def test_conda_environment_equals_pyproject():
@@ -56,7 +56,7 @@ def test_scripts_are_executable_bash(script):
     subprocess.run(["bash", "-n", ROOT / script], check=True)
 
 
-# --- run_all.sh -------------------------------------------------------------------------------------------------------
+# --- run_all.sh -----------------------------------------------------------------------------------------------------
 
 
 def run(script: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:

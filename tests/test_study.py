@@ -34,7 +34,8 @@ def test_table3_is_the_whole_grid_seed_by_seed():
 def test_id_is_of_the_spec_alone():
     run = tiny()
     assert replace(run, profile="cpu").id == run.id
-    for change in (dict(seed=1), dict(updates=7), dict(data=("T91",)), dict(arch=replace(TINY, gradient="go")), dict(scale=3)):
+    other = replace(TINY, gradient="go")
+    for change in (dict(seed=1), dict(updates=7), dict(data=("T91",)), dict(arch=other), dict(scale=3)):
         assert replace(run, **change).id != run.id
 
 
@@ -68,8 +69,9 @@ def test_scores_are_of_the_saved_weights_under_both_conventions(results):
     found = study.scores([run]).set_index("image")
     for name, sr, hr in restored(model, images, 2):
         for rounded, suffix in ((False, ""), (True, "_rounded")):
-            assert found.loc[name, f"psnr_y{suffix}"] == pytest.approx(psnr_y(sr, hr, shave=2, round_y=rounded), abs=2e-6)
-            assert found.loc[name, f"ssim_y{suffix}"] == pytest.approx(ssim_y(sr, hr, shave=2, round_y=rounded), abs=2e-6)
+            psnr, ssim = (metric(sr, hr, shave=2, round_y=rounded) for metric in (psnr_y, ssim_y))
+            assert found.loc[name, f"psnr_y{suffix}"] == pytest.approx(psnr, abs=2e-6)
+            assert found.loc[name, f"ssim_y{suffix}"] == pytest.approx(ssim, abs=2e-6)
     curve = study.curves([run])
     assert list(curve["update"]) == [2, 4, 6]
     validation = study.training_data(run.data, 2, 8, "cpu")[1]
@@ -201,9 +203,10 @@ def test_packs_hold_runs_only(results, tmp_path):
 # --- committed records ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", sorted((config.ROOT / "results").glob("*/runs/*/run.json")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", sorted((config.ROOT / "results").glob("*/runs/*/run.json")),
+                         ids=lambda path: path.parent.name)
 def test_committed_records_are_of_their_specs(path):
-    """A change of the code must not orphan the records: each run's id follows from its spec, and its scores are complete."""
+    """A change of the code must not orphan the records: a run's id follows from its spec, its scores are complete."""
     record = json.loads(path.read_text())
     spec = dict(record["spec"])
     arch = Architecture(**{**spec.pop("arch"), "depths": tuple(record["spec"]["arch"]["depths"])})

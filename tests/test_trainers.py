@@ -162,7 +162,8 @@ def test_evaluate_against_a_loop_written_out(round_y):
         hr = crop_to_multiple(np.repeat(image, 3, 2) if image.shape[2] == 1 else image, 3)
         sr = imresize(imresize(hr, 1 / 3), 3)
         assert row.image == name
-        assert row.psnr_y == psnr_y(sr, hr, shave=3, round_y=round_y) and row.ssim_y == ssim_y(sr, hr, shave=3, round_y=round_y)
+        assert row.psnr_y == psnr_y(sr, hr, shave=3, round_y=round_y)
+        assert row.ssim_y == ssim_y(sr, hr, shave=3, round_y=round_y)
     assert list(evaluate(model, list(images.values()), 3).image) == ["0", "1", "2", "3"]
 
 
