@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import ast
 import base64
+import io
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -163,9 +163,9 @@ class Page:
             figure.text(0.5, 0.5, "not evidence", ha="center", va="center",
                         rotation=25, fontsize=64, color="0.5", alpha=0.25)
         path = self.folder / f"{name}.png"
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        figure.savefig(temporary, format="png")
-        os.replace(temporary, path)
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png")
+        study.write_bytes(path, picture.getvalue())
         plt.close(figure)
         self._note("figures", {"name": name, "caption": caption})
         return Image(filename=str(path), width=900)

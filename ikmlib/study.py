@@ -301,7 +301,7 @@ def status(profile: Profile) -> pd.DataFrame:
 
 def _state(run: Run) -> tuple[str, int, float]:
     if run.finished:
-        return "finished", run.updates, json.loads((run.folder / "run.json").read_text())["train_seconds"]
+        return "finished", run.updates, record(run)["train_seconds"]
     path = run.folder / "checkpoint.pt"
     if not path.exists():
         return "missing", 0, 0.0
