@@ -31,7 +31,7 @@ from .config import Profile
 from .data import centre_crop, training_data
 from .metrics import psnr_y, ssim_y
 from .models import ARCHITECTURES, Architecture, SRNetwork, complexity
-from .trainers import Trainer, TrainingDiverged, evaluate, restored, save_atomically
+from .trainers import Trainer, TrainingDiverged, evaluate, load_checkpoint, restored, save_atomically
 
 LEARNING_RATE = 2e-4
 FALLBACK = {"train": ("embedded-train",), "test": ("embedded-test",)}
@@ -305,7 +305,7 @@ def _state(run: Run) -> tuple[str, int, float]:
     path = run.folder / "checkpoint.pt"
     if not path.exists():
         return "missing", 0, 0.0
-    progress = torch.load(path, map_location="cpu", weights_only=True)["progress"]
+    progress = load_checkpoint(path, run.id)["progress"]
     return "in progress", progress["update"], progress["seconds"]
 
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from ikmlib import study
+from ikmlib import config, study
 from ikmlib.__main__ import main
 
 BLOCKED = ("matplotlib", "seaborn", "papermill", "IPython", "ipykernel", "jupyterlab", "nbconvert", "nbformat",
@@ -34,6 +34,16 @@ def test_unknown_command_exits_2(capsys):
 def test_status_counts_the_queue(results, capsys):
     assert main(["status", "--profile", "smoke"]) == 0
     assert "16 missing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["status", "train"])
+def test_an_unreadable_checkpoint_is_named(results, capsys, command):
+    run = study.queue(config.PROFILES["smoke"])[0]
+    run.folder.mkdir(parents=True)
+    (run.folder / "checkpoint.pt").write_bytes(b"junk")
+    assert main([command, "--profile", "smoke"] + ["--jobs", "1"] * (command == "train")) == 2
+    error = capsys.readouterr().err
+    assert f"{run.id}/checkpoint.pt" in error and "delete it" in error
 
 
 def test_train_shares_the_queue_between_processes(results, capfd, monkeypatch):
