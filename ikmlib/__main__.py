@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
                   only=True)
     sub.add_argument("--time-limit", type=float, metavar="SECONDS", help="stop, with everything saved, after this long")
     training(sub)
-    command("status", "the queue: what is finished, in progress, missing")
+    command("status", "the queue: what is finished, in progress, missing, and the time left on this device")
     sub = command("pack", "write a profile's runs, finished or not, as at most 8 files of at most 15 MB")
     sub.add_argument("destination", type=Path)
     sub = command("unpack", "add packed runs to the records", profile=False)
@@ -70,13 +70,13 @@ def _names(only: list[str]) -> list[str]:
 
 def _train(profile: config.Profile, only: list[str], jobs: int | None, time_limit: float | None = None) -> int:
     """Train in this process, or in `jobs` processes that share the queue; 1 if a run diverged or a process failed."""
-    from . import study
+    from . import experiments, study
 
     cuda, cores = study.default_device().type == "cuda", os.cpu_count() or 1
-    unfinished = sum(not run.finished for run in study.queue(profile, only))
+    unfinished = sum(not run.finished for run in experiments.queue(profile, only))
     jobs = min(unfinished, jobs or (4 if cuda else min(cores, 8)))
     if jobs <= 1:
-        return int(study.work(profile, only=only, time_limit=time_limit) > 0)
+        return int(experiments.work(profile, only=only, time_limit=time_limit) > 0)
     command = [sys.executable, "-m", "ikmlib", "train", "--profile", profile.name, "--jobs", "1", "--no-download"]
     command += [word for name in only for word in ("--only", name)]
     command += ["--time-limit", str(time_limit)] if time_limit is not None else []
@@ -116,11 +116,11 @@ def _prepare_data(profile: config.Profile, download: bool) -> None:
 
 
 def _run_command(args: argparse.Namespace) -> int:
-    from . import runner, study
+    from . import experiments, runner
 
     profile, only = config.get_profile(args.profile), _names(args.only)
     stems = [path.stem for path in runner.find_notebooks(only)]
-    with_runs = [stem for stem in stems if stem in study.QUEUE]
+    with_runs = [stem for stem in stems if stem in experiments.QUEUE]
     if not args.no_train:
         _prepare_data(profile, not args.no_download)
     trained = _train(profile, with_runs, args.jobs) if with_runs and not args.no_train else 0
@@ -135,27 +135,28 @@ def _train_command(args: argparse.Namespace) -> int:
 
 
 def _status_command(args: argparse.Namespace) -> int:
-    from . import study
+    from . import experiments
 
-    table = study.status(config.get_profile(args.profile))
-    print(table.to_string(index=False))
-    print(", ".join(f"{count} {state}" for state, count in table.state.value_counts().items()))
+    table = experiments.status(config.get_profile(args.profile))
+    print(table.to_string(index=False, formatters={"seconds": "{:.0f}".format, "hours_left": "{:.2f}".format}))
+    print(", ".join(f"{count} {state}" for state, count in table.state.value_counts().items())
+          + f"; about {table.hours_left.sum():.1f} hours left on this device, one run at a time")
     return 0
 
 
 def _pack_command(args: argparse.Namespace) -> int:
-    from . import study
+    from . import packing
 
-    parts, left_out = study.pack(config.get_profile(args.profile), args.destination)
+    parts, left_out = packing.pack(config.get_profile(args.profile), args.destination)
     print(*parts, sep="\n")
     print(*(f"no room for {name}" for name in left_out), sep="\n", end="\n" if left_out else "")
     return 0
 
 
 def _unpack_command(args: argparse.Namespace) -> int:
-    from . import study
+    from . import packing
 
-    written = study.unpack(args.parts)
+    written = packing.unpack(args.parts)
     print(f"{len(written)} files added to {config.results_root()}")
     return 0
 

@@ -1,17 +1,32 @@
-"""The paper's artefacts as tables and figures: each from the paper's CSV and the records of finished runs."""
+"""The paper's artefacts, one by one: its numbers under our labels, the questions asked of them, verdicts, figures."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
+import numpy as np
 import pandas as pd
+import torch
 
-from . import config, study
+from . import config, datasets
 from .config import Profile
-from .models import complexity
-from .report import MIN_SEEDS, Difference, judge, paired
-from .study import TABLE3_ATTENTIONS, TABLE3_BLOCKS, Run
+from .evidence import Weights, claim, common_seeds, differences, scores
+from .experiments import (
+    FIG8_SIZES,
+    FIG9_THRESHOLDS,
+    FIG10_BATCHES,
+    FIG10_RULES,
+    NAMES,
+    TABLE3_ATTENTIONS,
+    TABLE3_BLOCKS,
+    TABLE4_FIELDS,
+    Variants,
+)
+from .layers import pooled_mask
+from .models import SRNetwork, complexity
+from .protocol import rounding_cost
 
-NAMES = {"rb": "RB", "db": "DB", "rdb": "RDB", "uhdb": "U-HDB", "none": "none", "ca": "CA", "sa": "SA", "ikm": "IKM"}
 EQUAL = 0.02   # dB: "at least as good"; half the smallest difference that the paper interprets
 
 
@@ -20,141 +35,373 @@ def paper(name: str) -> pd.DataFrame:
     return pd.read_csv(config.PAPER / f"{name}.csv", keep_default_na=False, na_values=[""])
 
 
-def colours() -> dict[str, tuple]:
-    """One colour an attention, the same in every figure."""
-    import seaborn
-
-    return dict(zip((NAMES[a] for a in TABLE3_ATTENTIONS), seaborn.color_palette("colorblind"), strict=False))
-
-
-def main_set(scores: pd.DataFrame) -> str:
-    """Set5 where it was scored, else the first test set there is ("–" if none)."""
-    names = list(scores["set"].unique())
-    return "Set5" if "Set5" in names else names[0] if names else "–"
-
-
-def common_seeds(scores: pd.DataFrame) -> pd.DataFrame:
-    """Only the seeds that every trained run of a table has, so that no column is the mean of other seeds than its
-    neighbour."""
-    trained = scores.groupby(["block", "attention"]).seed.agg(set)
-    return scores[scores.seed.isin(set.intersection(*trained))] if len(trained) else scores
-
-
-def seed_means(scores: pd.DataFrame, metric: str) -> pd.Series:
-    """Mean over images for every seed: what a table prints once a training."""
-    return scores.groupby("seed")[metric].mean()
-
-
 # --- Table III ------------------------------------------------------------------------------------------------------
 
 
-def table3(runs: Sequence[Run]) -> pd.DataFrame:
-    """Table III: paper | ours for each architecture and attention; complexity live at paper size, scores from `runs`.
-
-    Scores are over `common_seeds`: seeds that are still being trained do not count yet.
-    """
-    scores, rows = study.scores(runs), []
-    test_set, published = main_set(scores), paper("table3").set_index(["architecture", "attention"])
-    scored = common_seeds(scores[scores["set"] == test_set])
-    architectures = {(r.arch.block, r.arch.attention): r for r in study.table3(config.PROFILES["paper"])}
-    for block in TABLE3_BLOCKS:
-        for attention in TABLE3_ATTENTIONS:
-            theirs = published.loc[(NAMES[block], NAMES[attention])]
-            mine = scored[(scored.block == block) & (scored.attention == attention)]
-            params, multi_adds = complexity(architectures[block, attention].build(), 2)
-            row = {"block": NAMES[block], "attention": NAMES[attention],
-                   "params_k_paper": theirs.params_k + theirs.extra_params_k, "params_k_ours": params / 1e3,
-                   "flops_g_paper": theirs.flops_g + theirs.extra_flops_g, "flops_g_ours": multi_adds / 1e9}
-            for metric, column in (("psnr", "psnr_y"), ("ssim", "ssim_y")):
-                means = seed_means(mine, column)
-                row |= {f"{metric}_paper": theirs[f"Set5_{metric}"],
-                        f"{metric}_ours": means.mean(), f"{metric}_sd": means.std()}
-            rows.append(row | {"test_set": test_set, "seeds": mine.seed.nunique()})
-    return pd.DataFrame(rows)
+def table3_published() -> pd.DataFrame:
+    """Table III by our labels; the attention's own #Params and #FLOPs added to the network's."""
+    table = paper("table3")
+    table["params_k"] += table.extra_params_k
+    table["flops_g"] += table.extra_flops_g
+    return table.set_index(table.architecture + " " + table.attention)
 
 
-def table3_gains(runs: Sequence[Run]) -> pd.DataFrame:
-    """What each attention adds to vanilla convolution, dB: the paper's on Set5, ours paired over all test images."""
-    scores, published = study.scores(runs), paper("table3").set_index(["architecture", "attention"]).Set5_psnr
-    rows = []
-    for block in TABLE3_BLOCKS:
-        for attention in TABLE3_ATTENTIONS[1:]:
-            gain = _table3_difference(scores, block, attention, "none")
-            theirs = published[NAMES[block], NAMES[attention]] - published[NAMES[block], "none"]
-            ours = (None,) * 5 if gain is None else (gain.mean, gain.low, gain.high, gain.images, gain.seeds)
-            rows.append((NAMES[block], NAMES[attention], theirs, *ours))
-    columns = ["block", "attention", "gain_db_paper", "gain_db_ours", "low_db", "high_db", "images", "seeds"]
-    return pd.DataFrame(rows, columns=columns)
+def table3_questions() -> dict[str, Weights]:
+    """What each attention adds to the vanilla convolution; then what IKM has over the other attentions."""
+    blocks, (vanilla, *others) = [NAMES[b] for b in TABLE3_BLOCKS], [NAMES[a] for a in TABLE3_ATTENTIONS]
+    pairs = [(block, a, vanilla) for block in blocks for a in others]
+    pairs += [(block, "IKM", other) for block in blocks for other in ("CA", "SA")]
+    return {f"{block}: {a} − {b}": {f"{block} {a}": 1, f"{block} {b}": -1} for block, a, b in pairs}
 
 
-def _table3_difference(scores: pd.DataFrame, block: str, attention: str, baseline: str) -> Difference | None:
-    of_block = scores[scores.block == block]
-    return paired(of_block[of_block.attention == attention], of_block[of_block.attention == baseline])
-
-
-def table3_verdicts(runs: Sequence[Run], profile: Profile) -> dict[str, dict[str, str]]:
-    """C1 and C2 as keyword arguments of `Page.verdict`."""
-    scores = study.scores(runs)
-    gains = {block: _table3_difference(scores, block, "ikm", "none") for block in TABLE3_BLOCKS}
-    others = [_table3_difference(scores, block, "ikm", other) for block in TABLE3_BLOCKS for other in ("ca", "sa")]
-
-    tested = [d for d in others if d is not None]
-    held = sum(d.low > -EQUAL for d in tested)
-    span = f", from {min(d.mean for d in tested):+.3f} to {max(d.mean for d in tested):+.3f} dB" if tested else ""
+def table3_verdicts(table: pd.DataFrame, profile: Profile) -> dict[str, dict[str, str]]:
+    """C1 and C2. `table`: the contrasts of `table3_questions`."""
+    rows = differences(table)
+    gains = {name: d for name, d in rows.items() if name.endswith("IKM − none")}
+    others = {name: d for name, d in rows.items() if name.endswith(("IKM − CA", "IKM − SA"))}
     return {
-        "C1": {"paper": "IKM beats vanilla convolution: RB +0.05, DB +0.08, RDB +0.07, U-HDB +0.09 dB (Set5)",
-               "ours": "; ".join(f"{NAMES[b]} {'not trained' if d is None else d}" for b, d in gains.items()),
-               "verdict": judge(list(gains.values()), evidence=profile.evidence),
-               "because": "Holds for an architecture if the whole 95 % interval of IKM minus vanilla lies above 0."
-                          + _seeds_text(list(gains.values()))},
-        "C2": {"paper": "IKM is at least as good as channel and as spatial attention",
-               "ours": f"holds in {held} of {len(tested)} trained pairs (of {len(others)}): IKM minus CA or SA{span}",
-               "verdict": judge(others, margin=EQUAL, evidence=profile.evidence),
-               "because": f"Holds for a pair if the whole 95 % interval of IKM minus the other lies above -{EQUAL} dB."
-                          + _seeds_text(others)},
+        "C1": claim(gains, profile,
+                    paper="IKM beats vanilla convolution: RB +0.05, DB +0.08, RDB +0.07, U-HDB +0.09 dB (Set5)",
+                    holds="Holds for an architecture if the whole 95 % interval of IKM minus vanilla lies above 0."),
+        "C2": claim(others, profile, margin=EQUAL,
+                    paper="IKM is at least as good as channel and as spatial attention",
+                    holds="Holds for a pair if the whole 95 % interval of IKM minus the other lies above "
+                          f"-{EQUAL} dB."),
     }
 
 
-def _seeds_text(differences: Sequence[Difference | None]) -> str:
-    """How many seeds the weakest comparison rests on."""
-    fewest = min((0 if d is None else d.seeds for d in differences), default=0)
-    return f" Seeds compared: {fewest} or more; a verdict needs {MIN_SEEDS}."
+def by_block(done: Variants) -> dict[str, Variants]:
+    """Table III's variants a panel an architecture, in the order of the attentions."""
+    return {NAMES[b]: {NAMES[a]: done.get(f"{NAMES[b]} {NAMES[a]}", []) for a in TABLE3_ATTENTIONS}
+            for b in TABLE3_BLOCKS}
 
 
-def figure_table3_gains(gains: pd.DataFrame):
-    """Gain over vanilla: ours with its interval, the paper's as a hollow diamond. `gains`: of `table3_gains`."""
+# --- Fig. 10: IsO, general optimisation, autograd -------------------------------------------------------------------
+
+
+FIG10_BUDGETS = ("equal updates", "equal patches")
+
+
+def _slope(points: Mapping[str, float]) -> Weights:
+    """Weights whose contrast is the least-squares slope of the labels' values over their abscissae."""
+    x = np.array(list(points.values()), dtype=float)
+    centred = x - x.mean()
+    return dict(zip(points, centred / (centred ** 2).sum(), strict=True))
+
+
+def _minus(ours: Weights, theirs: Weights) -> Weights:
+    return {**ours, **{label: -weight for label, weight in theirs.items()}}
+
+
+def fig10_questions() -> dict[str, Weights]:
+    """For both budgets: IsO against the others at each batch size, and IsO - GO's growth with each doubling of it."""
+    asked = {}
+    for budget in FIG10_BUDGETS:
+        for other in ("GO", "autograd"):
+            for batch in sorted(FIG10_BATCHES):
+                asked[f"{budget}, batch {batch}: IsO − {other}"] = {
+                    f"{rule}, batch {batch}, {budget}": weight for rule, weight in (("IsO", 1), (other, -1))}
+        slopes = [_slope({f"{rule}, batch {batch}, {budget}": np.log2(batch) for batch in FIG10_BATCHES})
+                  for rule in ("IsO", "GO")]
+        asked[f"{budget}: IsO − GO, per doubling of the batch"] = _minus(*slopes)
+    return asked
+
+
+def fig10_verdicts(table: pd.DataFrame, profile: Profile) -> dict[str, dict[str, str]]:
+    """C5. `table`: the contrasts of `fig10_questions`."""
+    asked = [name for name in table.contrast if "GO" in name and "batch 1:" not in name]
+    return {"C5": claim(differences(table, asked), profile, paper="IsO beats GO, more so as the batch grows",
+                        holds="Holds if the whole 95 % interval of IsO minus GO lies above 0 at every batch size from "
+                              "2, and so does its growth per doubling of the batch, under both budgets.")}
+
+
+def figure_fig10(done: Variants, table: pd.DataFrame):
+    """Above: PSNR over batch size, mean of all test images, bars: deviation over seeds. Below: IsO minus the others."""
     import matplotlib.pyplot as plt
 
+    batches = sorted(FIG10_BATCHES)
+    figure, panels = plt.subplots(2, 2, figsize=(9, 7), sharex=True, sharey="row")
+    means = scores(done).groupby(["variant", "seed"]).psnr_y.mean()
+    rows = table.set_index("contrast").astype({"gain_db_ours": float, "low_db": float, "high_db": float})
+    for (top, bottom), budget in zip(panels.T, FIG10_BUDGETS, strict=True):
+        for i, rule in enumerate(FIG10_RULES):
+            seeds = [means.get(f"{rule}, batch {b}, {budget}", pd.Series(dtype=float)) for b in batches]
+            x = np.array(batches) * 2.0 ** (0.12 * (i - 1))
+            top.errorbar(x, [s.mean() for s in seeds], [s.std() if len(s) > 1 else 0 for s in seeds],
+                         fmt="o-", capsize=4, color=f"C{i}", label=rule)
+            if rule != "IsO":
+                d = rows.loc[[f"{budget}, batch {b}: IsO − {rule}" for b in batches]]
+                bottom.errorbar(x, d.gain_db_ours, [d.gain_db_ours - d.low_db, d.high_db - d.gain_db_ours],
+                                fmt="o", capsize=4, color=f"C{i}", label=f"IsO − {rule}")
+        bottom.axhline(0, color="0.3", lw=1)
+        top.set(title=budget)
+        bottom.set(xlabel="batch size", xscale="log", xticks=batches)
+        bottom.set_xticks(batches, [str(b) for b in batches])
+        bottom.minorticks_off()
+    panels[0, 0].set(ylabel="PSNR, all test images (dB)")
+    panels[1, 0].set(ylabel="paired difference (dB)")
+    panels[0, 1].legend(fontsize=11)
+    panels[1, 1].legend(fontsize=11)
+    return figure
+
+
+# --- Table V: U-style residual learning and the hourglass ------------------------------------------------------------
+
+
+def table5_published() -> pd.DataFrame:
+    """Table V by our labels."""
+    labels = {("no", "no"): "neither", ("yes", "no"): "U-style", ("no", "yes"): "hourglass",
+              ("yes", "yes"): "U-style + hourglass"}
+    table = paper("table5")
+    return table.set_index(pd.Index([labels[key] for key in zip(table.u_style_residual, table.hourglass, strict=True)]))
+
+
+TABLE5_QUESTIONS = {
+    "U-style, at equal depths": {"U-style": 1, "neither": -1},
+    "U-style, with the hourglass": {"U-style + hourglass": 1, "hourglass": -1},
+    "hourglass, without the U": {"hourglass": 1, "neither": -1},
+    "hourglass, with the U": {"U-style + hourglass": 1, "U-style": -1},
+}
+
+
+def table5_verdicts(table: pd.DataFrame, profile: Profile) -> dict[str, dict[str, str]]:
+    """C6. `table`: the contrasts of TABLE5_QUESTIONS."""
+    return {"C6": claim(differences(table), profile,
+                        paper="U-style residual learning adds 0.11 dB, the hourglass 0.04 dB (Set5)",
+                        holds="Holds for each, alone and on top of the other, if the whole 95 % interval lies "
+                              "above 0.")}
+
+
+# --- Table IV: the local receptive field ----------------------------------------------------------------------------
+
+
+def table4_published() -> pd.DataFrame:
+    """Table IV by our labels."""
+    table = paper("table4")
+    labels = [f"k={row.kernel} D={row.dilation} {'IKM' if row.ikm == 'yes' else 'none'}" for row in table.itertuples()]
+    return table.set_index(pd.Index(labels))
+
+
+TABLE4_SLOPE = "growth of the gain per pixel of R"
+
+
+def table4_questions() -> dict[str, Weights]:
+    """IKM's gain for each kernel, and the slope of the gain over the receptive field R."""
+    gains = {f"R={field} (k={kernel}, D={dilation})":
+             {f"k={kernel} D={dilation} IKM": 1, f"k={kernel} D={dilation} none": -1}
+             for (kernel, dilation), field in TABLE4_FIELDS.items()}
+    slopes = [_slope({f"k={k} D={d} {attention}": field for (k, d), field in TABLE4_FIELDS.items()})
+              for attention in ("IKM", "none")]
+    return gains | {TABLE4_SLOPE: _minus(*slopes)}
+
+
+def table4_verdicts(table: pd.DataFrame, profile: Profile) -> dict[str, dict[str, str]]:
+    """C3. `table`: the contrasts of `table4_questions`."""
+    return {"C3": claim(differences(table, [TABLE4_SLOPE]), profile,
+                        paper="IKM's gain grows with the receptive field: 0.07 dB at R = 3, 0.14 dB at R = 9",
+                        holds="Holds if the whole 95 % interval of the fitted slope lies above 0.")}
+
+
+def figure_table4(table: pd.DataFrame):
+    """IKM's gain against R, ours and the paper's, each with its fitted line; shaded: the 95 % interval of our slope."""
+    import matplotlib.pyplot as plt
+
+    rows = table.set_index("contrast").drop(columns=["images", "seeds"]).astype(float)
+    slope, gains = rows.loc[TABLE4_SLOPE], rows.drop(TABLE4_SLOPE)
+    field = np.array(list(TABLE4_FIELDS.values()), dtype=float)
+    line = np.linspace(field.min() - 0.5, field.max() + 0.5, 2)
     figure, axes = plt.subplots(figsize=(9, 4.8))
-    blocks = [NAMES[b] for b in TABLE3_BLOCKS]
-    for i, attention in enumerate(NAMES[a] for a in TABLE3_ATTENTIONS[1:]):
-        rows = gains[gains.attention == attention].set_index("block").drop(columns="attention")
-        rows = rows.loc[blocks].astype(float)
-        x, colour = [position + 0.22 * (i - 1) for position in range(len(blocks))], colours()[attention]
-        axes.errorbar(x, rows.gain_db_ours, [rows.gain_db_ours - rows.low_db, rows.high_db - rows.gain_db_ours],
-                      fmt="o", color=colour, capsize=4, label=attention)
-        axes.scatter(x, rows.gain_db_paper, marker="D", s=55, facecolors="none", edgecolors=[colour])
-    axes.errorbar([], [], [], fmt="o", color="0.4", capsize=4, label="ours, 95 % interval")
-    axes.scatter([], [], marker="D", s=55, facecolors="none", edgecolors="0.4", label="paper, Set5")
+    for i, (source, marker, face) in enumerate((("gain_db_ours", "o", None), ("gain_db_paper", "D", "none"))):
+        centre, x = gains[source].mean(), field + 0.06 * (1 - 2 * i)
+        axes.plot(line, centre + slope[source] * (line - field.mean()), color=f"C{i}", lw=1.5)
+        axes.scatter(x, gains[source], marker=marker, s=55, facecolors=face or f"C{i}", edgecolors=f"C{i}",
+                     label="ours, 95 % interval" if i == 0 else "paper")
+        if i == 0:
+            axes.errorbar(x, gains[source], [gains[source] - gains.low_db, gains.high_db - gains[source]], fmt="none",
+                          color="C0", capsize=4)
+            axes.fill_between(line, centre + slope.low_db * (line - field.mean()),
+                              centre + slope.high_db * (line - field.mean()), color="C0", alpha=0.15)
     axes.axhline(0, color="0.3", lw=1)
-    axes.set_xticks(range(len(blocks)), blocks)
-    axes.grid(False, axis="x")
-    axes.set(ylabel="PSNR gain over vanilla convolution (dB)", title="What each attention adds")
-    axes.legend(ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.1), fontsize=11)
+    axes.set_xticks(sorted(set(field)))
+    axes.set(xlabel="receptive field of one convolution, R = (k − 1) D + 1 (pixels)", ylabel="gain of IKM (dB)")
+    axes.legend(fontsize=11)
     return figure
 
 
-def figure_table3_curves(runs: Sequence[Run]):
-    """Validation PSNR over updates, a panel an architecture; bands are the spread over seeds."""
+# --- Fig. 9: the threshold ------------------------------------------------------------------------------------------
+
+
+def fig9_questions() -> dict[str, Weights]:
+    """The threshold 0 against each other one, and the median against 0."""
+    asked = {f"tau = 0 − tau = {tau}": {"tau = 0.0": 1, f"tau = {tau}": -1}
+             for tau in FIG9_THRESHOLDS if tau not in (0.0, "median")}
+    return asked | {"tau = median − tau = 0": {"tau = median": 1, "tau = 0.0": -1}}
+
+
+def threshold_cost(repeats: int = 15) -> pd.DataFrame:
+    """Time of masks and pooling by threshold on one machine: 16 images of 64 channels, 48 x 48 pixels.
+
+    Columns: threshold, milliseconds (median of interleaved repeats), ratio_ours to the threshold 0.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    x = torch.randn(16, 64, 48, 48, generator=torch.Generator().manual_seed(0)).to(device)
+    seconds: dict[float | str, list[float]] = {tau: [] for tau in (0.0, "mean", "median")}
+    for _ in range(repeats + 1):
+        for tau, times in seconds.items():
+            start = time.perf_counter()
+            pooled_mask(x, 3, tau=tau).sum().item()   # waits for the device
+            times.append(time.perf_counter() - start)
+    medians = [1e3 * float(np.median(times[1:])) for times in seconds.values()]   # the first warms up
+    return pd.DataFrame({"threshold": [f"tau = {tau}" for tau in seconds], "milliseconds": medians,
+                         "ratio_ours": [m / medians[0] for m in medians]})
+
+
+def fig9_verdicts(table: pd.DataFrame, cost: pd.DataFrame, profile: Profile) -> dict[str, dict[str, str]]:
+    """C4 in its two parts. `table`: the contrasts of `fig9_questions`; `cost`: of `threshold_cost`."""
+    rows = differences(table)
+    median = {name: rows.pop(name) for name in list(rows) if name.startswith("tau = median")}
+    ratio = cost.set_index("threshold").ratio_ours["tau = median"]
+    better = claim(median, profile, paper="the median is better than 0, but slow",
+                   holds="Holds if the whole 95 % interval of the median minus 0 lies above 0.")
+    better["ours"] += f"; masks and pooling take {ratio:.1f} times as long"
+    return {"C4, zero": claim(rows, profile, margin=EQUAL, paper="tau = 0 is a good threshold",
+                              holds="Holds if 0 is at least as good as the mean and every other fixed threshold: the "
+                                    f"whole 95 % interval of the difference lies above -{EQUAL} dB."),
+            "C4, median": better}
+
+
+# --- Fig. 11: the order of the depths -------------------------------------------------------------------------------
+
+
+FIG11_QUESTIONS = {f"{a} − {b}": {a: 1, b: -1} for a, b in (
+    ("U-HDN", "V1"), ("U-HDN", "V2"), ("U-HDN", "V3"), ("V2", "V1"), ("V3", "V1"))}
+
+
+def fig11_verdicts(table: pd.DataFrame, profile: Profile) -> dict[str, dict[str, str]]:
+    """C7. `table`: the contrasts of FIG11_QUESTIONS."""
+    return {"C7": claim(differences(table), profile,
+                        paper="U-HDN beats V1, V2 and V3 at equal cost; V2 and V3 beat V1",
+                        holds="Holds for a pair if the whole 95 % interval lies above 0.")}
+
+
+# --- Fig. 8: model size ---------------------------------------------------------------------------------------------
+
+
+def _params(label: str) -> int:
+    arch = next(sweep[label] for sweep in FIG8_SIZES.values() if label in sweep)
+    return complexity(SRNetwork(arch, 2), 2)[0]
+
+
+def fig8_questions() -> dict[str, Weights]:
+    """What each step of each sweep adds; and how much more the first adds than the last, per doubling of #Params."""
+    asked = {}
+    for letter, sweep in FIG8_SIZES.items():
+        steps = list(pairwise(sweep))
+        asked |= {f"{b} − {a}": {b: 1, a: -1} for a, b in steps}
+        (a, b), (c, d) = steps[0], steps[-1]
+        first, last = (np.log2(_params(high) / _params(low)) for low, high in (steps[0], steps[-1]))
+        weights = pd.Series({b: 1 / first, a: -1 / first}).add(pd.Series({d: -1 / last, c: 1 / last}), fill_value=0)
+        asked[f"{letter}: first step − last, per doubling of #Params"] = weights.to_dict()
+    return asked
+
+
+def fig8_verdicts(table: pd.DataFrame, profile: Profile) -> dict[str, dict[str, str]]:
+    """C8. `table`: the contrasts of `fig8_questions`."""
+    return {"C8": claim(differences(table), profile, paper="quality grows with N, U and C, and saturates",
+                        holds="Holds if the whole 95 % interval lies above 0 for every step to a larger network and, "
+                              "in every sweep, for the first step's gain per doubling of #Params minus the last's.")}
+
+
+def figure_fig8(done: Variants):
+    """PSNR over all test images against #Params, a line a sweep; bars are the standard deviation over seeds."""
     import matplotlib.pyplot as plt
-    import seaborn
 
-    curves = study.curves(runs)
-    figure, panels = plt.subplots(2, 2, figsize=(9, 7), sharex=True, sharey=True)
-    for axes, block in zip(panels.flat, TABLE3_BLOCKS if len(curves) else (), strict=False):
-        shown = curves[curves.block == block].assign(attention=lambda frame: frame.attention.map(NAMES))
-        seaborn.lineplot(shown, x="update", y="psnr_y", hue="attention", style="attention", errorbar="sd", ax=axes,
-                         palette=colours(), hue_order=list(colours()), style_order=list(colours()),
-                         legend=block == TABLE3_BLOCKS[0])
-        axes.set(title=NAMES[block], xlabel="updates", ylabel="validation PSNR on Y (dB)")
+    means = common_seeds(scores(done)).groupby(["variant", "seed"]).psnr_y.mean()
+    figure, axes = plt.subplots(figsize=(9, 5))
+    for (letter, sweep), marker in zip(FIG8_SIZES.items(), "os^", strict=True):
+        seeds = [means.get(label, pd.Series(dtype=float)) for label in sweep]
+        y, x = [s.mean() for s in seeds], [_params(label) / 1e6 for label in sweep]
+        axes.errorbar(x, y, [s.std() if len(s) > 1 else 0 for s in seeds], fmt=f"{marker}-", capsize=4, label=letter)
+        for label, *point in zip(sweep, x, y, strict=True):
+            if np.isfinite(point[1]):
+                axes.annotate(label, point, xytext=(6, -12), textcoords="offset points", fontsize=10)
+    axes.set(xscale="log", xlabel="#Params (millions)", ylabel="PSNR, all test images (dB)")
+    axes.legend(title="sweep of", fontsize=11)
     return figure
+
+
+# --- Tables I and II: beside other methods --------------------------------------------------------------------------
+
+
+def table1_published() -> pd.DataFrame:
+    """The paper's own rows of Table I by our labels, x2, x3, x4."""
+    table = paper("table1").query("method == 'U-HDN+IKM'")
+    return table.set_index("x" + table.scale.astype(str))
+
+
+def table2_published() -> pd.DataFrame:
+    """The paper's own rows of Table II by our labels."""
+    table = paper("table2").set_index("method")
+    return table.assign(params_k=1e3 * table.params_m)
+
+
+def by_set(table: pd.DataFrame, states: pd.DataFrame) -> pd.DataFrame:
+    """A `summary` with a row a test set instead of columns: variant, set, state (of `set_states`), psnr and ssim."""
+    state, rows = states.set_index("set").state, []
+    for row in table.to_dict("records"):
+        names = [c.removesuffix("_psnr_ours") for c in table if c.endswith("_psnr_ours")]
+        rows += [{"variant": row["variant"], "set": name, "state": state.get(name, "scored"),
+                  **{c.removeprefix(f"{name}_"): v for c, v in row.items() if c.startswith(f"{name}_")},
+                  "seeds": row["seeds"]} for name in names]
+    return pd.DataFrame(rows)
+
+
+def set_states(profile: Profile, done: Variants, sets: Sequence[str] = config.BENCHMARKS) -> pd.DataFrame:
+    """A row a test set of the paper: scored | installed, not scored at this profile | not installed."""
+    scored = set(scores(done)["set"])
+    states = ["scored" if name in scored else "not installed" if not datasets.is_installed(name) else
+              "installed, but not scored by these runs" for name in sets]
+    return pd.DataFrame({"set": sets, "state": states})
+
+
+def among_methods(published: pd.DataFrame, ours: pd.DataFrame, labels: Mapping[str, tuple[int, str]]) -> pd.DataFrame:
+    """The paper's table with our rows below each scale's. `labels`: label of `ours` -> (scale, name of the row)."""
+    mine = ours.set_index("variant").rename(columns=lambda name: name.removesuffix("_ours"))
+    mine = mine[[column for column in mine if column in published or column.endswith(("_psnr", "_ssim"))]]
+    mine = pd.concat([mine.loc[[label]].assign(scale=scale, method=method)
+                      for label, (scale, method) in labels.items()])
+    return pd.concat([published, mine]).sort_values("scale", kind="stable").reset_index(drop=True)
+
+
+def c9(table: pd.DataFrame, own: str, profile: Profile) -> dict[str, str]:
+    """C9: our means against the other methods' printed numbers, wherever both exist.
+
+    `table`: of `among_methods`; `own`: the paper's name of the network. There are no per-image scores of theirs to pair
+    with; so only a training at the published budget, on the published data, is compared.
+    """
+    columns = [c for c in table if c.endswith("_psnr") and not c.startswith("embedded")]
+    ours = table[table.method == f"{own}, this study"].set_index("scale")[columns]
+    rivals = table[~table.method.str.startswith("U-HDN")].groupby("scale")[columns].max()
+    wins = (ours > rivals).where(ours.notna() & rivals.notna()).stack().dropna().astype(bool)
+    tested = profile.name == "paper" and len(wins) > 0
+    verdict = ("supported" if wins.all() else "mixed" if wins.any() else "not supported") if tested else (
+        "not tested at this budget")
+    known = "; ".join(f"x{scale} {column.removesuffix('_psnr')} {value:.2f}" for (scale, column), value in
+                      ours.stack().dropna().items())
+    return {"paper": f"{own} has the best PSNR of its table", "ours": known or "not trained", "verdict": verdict,
+            "because": "Holds where our mean is above every other method's printed number; only the profile `paper` "
+                       "trains on the published data for the published time."}
+
+
+def y_rounding(done: Variants) -> pd.DataFrame:
+    """What rounding luma to integers costs our own networks, dB, by test set: measured, and predicted from MSE + 1/6.
+
+    Where Table II's rows are scores on rounded luma, a float score beside them is ahead by this much.
+    """
+    found = scores(done)
+    found["measured_db"] = found.psnr_y - found.psnr_y_rounded
+    found["predicted_db"] = found.psnr_y.map(rounding_cost)
+    table = found.groupby("set", sort=False).agg(
+        images=("image", "nunique"), psnr_y=("psnr_y", "mean"), psnr_y_rounded=("psnr_y_rounded", "mean"),
+        measured_db=("measured_db", "mean"), predicted_db=("predicted_db", "mean"))
+    return table.reset_index()

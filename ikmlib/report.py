@@ -10,7 +10,7 @@ import base64
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import pandas as pd
 
 from . import config, study
 from .config import Profile
+from .files import write_bytes, write_csv, write_text
 
 VERDICTS = ("supported", "not supported", "mixed", "not tested at this budget")
 # Decimals shown, by a word in the column's name
@@ -51,30 +52,32 @@ def paired_bootstrap(differences: np.ndarray, seed: int = 0, resamples: int = 40
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference of two models in dB: mean, 95 % interval, and how much it rests on."""
+    """A paired difference: mean, 95 % interval, and how much it rests on."""
 
     mean: float
     low: float
     high: float
     seeds: int
     images: int
+    unit: str = "dB"
 
     def __str__(self) -> str:
-        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}] dB"
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}] {self.unit}"
 
 
-def paired(ours: pd.DataFrame, baseline: pd.DataFrame, metric: str = "psnr_y") -> Difference | None:
-    """`ours` minus `baseline`, paired over (seed, set, image); per-image scores as `study.scores` gives them.
+def contrast(scores: pd.DataFrame, weights: Mapping[str, float], *, metric: str = "psnr_y",
+             unit: str = "dB") -> Difference | None:
+    """Weighted sum of variants' scores, paired over (seed, set, image): {"ours": 1, "theirs": -1} is a difference.
 
-    Only what both have is compared; None if that is nothing.
+    `scores`: per-image scores with a column `variant`. Only seeds and images that all variants have are compared; None
+    if there is none.
     """
-    key = ["seed", "set", "image"]
-    both = ours[[*key, metric]].merge(baseline[[*key, metric]], on=key, suffixes=("", "_base"))
-    if both.empty:
+    wide = scores[scores.variant.isin(list(weights))].pivot_table(
+        index=["set", "image", "seed"], columns="variant", values=metric).reindex(columns=list(weights))
+    table = (wide * pd.Series(weights)).sum(axis=1, skipna=False).dropna().unstack("seed").dropna()
+    if table.empty:
         return None
-    table = (both[metric] - both[f"{metric}_base"]).groupby([both.seed, both.set, both.image]).mean().unstack("seed")
-    table = table.dropna()   # (images, seeds): images scored for every seed
-    return Difference(*paired_bootstrap(table.to_numpy().T), table.shape[1], table.shape[0])
+    return Difference(*paired_bootstrap(table.to_numpy(dtype=float).T), table.shape[1], table.shape[0], unit)
 
 
 def judge(differences: Sequence[Difference | None], *, margin: float = 0.0, evidence: bool = True) -> str:
@@ -141,11 +144,11 @@ class Page:
         """List an entry in the manifest, in place of an earlier one of the same name."""
         kept = [e for e in self._manifest[kind] if e["name"] != entry["name"]]
         self._manifest[kind] = [*kept, entry]
-        study.write_text(self.folder / "pages" / f"{self.name}.json", json.dumps(self._manifest, indent=1) + "\n")
+        write_text(self.folder / "pages" / f"{self.name}.json", json.dumps(self._manifest, indent=1) + "\n")
 
     def table(self, frame: pd.DataFrame, name: str, caption: str = ""):
         """Write results/<profile>/<name>.csv; returns the table as people read it (see `readable`), for display."""
-        study.write_csv(self.folder / f"{name}.csv", frame)
+        write_csv(self.folder / f"{name}.csv", frame)
         self._note("tables", {"name": name, "caption": caption})
         return readable(frame).style.hide()
 
@@ -165,7 +168,7 @@ class Page:
         path = self.folder / f"{name}.png"
         picture = io.BytesIO()
         figure.savefig(picture, format="png")
-        study.write_bytes(path, picture.getvalue())
+        write_bytes(path, picture.getvalue())
         plt.close(figure)
         self._note("figures", {"name": name, "caption": caption})
         return Image(filename=str(path), width=900)
@@ -276,7 +279,7 @@ def _compute_section(profile: Profile) -> list[str]:
     summary = runs.groupby(["device", "torch", "git_commit"], dropna=False).agg(
         runs=("id", "count"), hours=("train_seconds", lambda s: s.sum() / 3600), updates=("updates", "sum"),
     ).reset_index()
-    study.write_csv(config.results_root() / profile.name / "runs.csv", runs)
+    write_csv(config.results_root() / profile.name / "runs.csv", runs)
     text = (f"{len(runs)} finished runs; each has its folder under [runs/](runs/), "
             "all are listed in [runs.csv](runs.csv) with spec, machine, versions, data digest and commit.")
     return ["## Compute", text, markdown_table(summary)]
@@ -333,6 +336,6 @@ def write_report(profile: str) -> Path:
     chosen = config.get_profile(profile)
     folder = config.results_root() / chosen.name
     markdown = report_markdown(chosen)
-    study.write_text(folder / "REPORT.md", markdown)
-    study.write_text(folder / "report.html", report_html(markdown, folder))
+    write_text(folder / "REPORT.md", markdown)
+    write_text(folder / "report.html", report_html(markdown, folder))
     return folder / "REPORT.md"

@@ -1,7 +1,6 @@
 """Training that can stop at any instant and continue to the identical result, and evaluation."""
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .data import PatchSampler, crop_to_multiple, imresize, to_rgb
+from .files import save_torch
 from .metrics import psnr_y, ssim_y
 
 SAVE_EVERY = 60.0      # seconds between checkpoints
@@ -72,14 +72,6 @@ def evaluate(model: nn.Module, hr_images: Mapping[str, np.ndarray] | Sequence[np
 
 
 # --- checkpoints ----------------------------------------------------------------------------------------------------
-
-
-def save_atomically(state: dict, path: Path) -> None:
-    """Write a torch file so that `path` is always whole: the old one or the new one, also after a kill."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
 
 
 def load_checkpoint(path: Path, key: str, device: torch.device | str = "cpu") -> dict:
@@ -172,7 +164,7 @@ class Trainer:
     def save(self) -> None:
         """Write the checkpoint, unless a parameter is not finite: the file always holds a good state."""
         if all(torch.isfinite(p).all() for p in self.model.parameters()):
-            save_atomically({"key": self.key, "model": self.model.state_dict(),
+            save_torch({"key": self.key, "model": self.model.state_dict(),
                              "optimizer": self.optimizer.state_dict(), "progress": vars(self.progress)},
                             self.checkpoint)
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from ikmlib import config, study
+from ikmlib import config, experiments, study
 from ikmlib.__main__ import main
 
 BLOCKED = ("matplotlib", "seaborn", "papermill", "IPython", "ipykernel", "jupyterlab", "nbconvert", "nbformat",
@@ -33,12 +33,12 @@ def test_unknown_command_exits_2(capsys):
 
 def test_status_counts_the_queue(results, capsys):
     assert main(["status", "--profile", "smoke"]) == 0
-    assert "16 missing" in capsys.readouterr().out
+    assert " missing; about" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["status", "train"])
 def test_an_unreadable_checkpoint_is_named(results, capsys, command):
-    run = study.queue(config.PROFILES["smoke"])[0]
+    run = experiments.queue(config.PROFILES["smoke"])[0]
     run.folder.mkdir(parents=True)
     (run.folder / "checkpoint.pt").write_bytes(b"junk")
     assert main([command, "--profile", "smoke"] + ["--jobs", "1"] * (command == "train")) == 2
@@ -85,7 +85,7 @@ class Block:
         if name.split(".")[0] in {BLOCKED!r}:
             raise ImportError("blocked " + name)
 sys.meta_path.insert(0, Block())
-from ikmlib import artefacts, report, runner, synthetic, protocol
+from ikmlib import artefacts, packing, report, runner, synthetic, protocol
 from ikmlib.__main__ import main
 sys.exit(main(["status", "--profile", "smoke"]))
 """

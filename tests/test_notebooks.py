@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ikmlib import config, runner, study
+from ikmlib import config, experiments, runner
 from ikmlib.__main__ import main
 
 NOTEBOOKS = sorted((config.ROOT / "notebooks").glob("*.ipynb"))
@@ -62,7 +62,7 @@ def test_the_whole_study_at_smoke_then_again_without_training(results, capfd):
     report = (folder / "REPORT.md").read_text()
     assert "Not evidence" in report and "not tested at this budget" in report
     runs = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/run.json")}
-    assert len(runs) == len(study.queue(config.PROFILES["smoke"]))
+    assert len(runs) == len(experiments.queue(config.PROFILES["smoke"]))
     assert main(["run", "--profile", "smoke", "--only", "04"]) == 0
     assert {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/run.json")} == runs
 

@@ -5,9 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ikmlib import artefacts, config, report, study
-from ikmlib.config import PROFILES
-from ikmlib.report import Difference, judge, paired, paired_bootstrap
+from ikmlib import report
+from ikmlib.report import Difference, contrast, judge, paired_bootstrap
 
 random = np.random.default_rng(0)
 
@@ -33,18 +32,21 @@ def test_bootstrap_refuses(bad):
         paired_bootstrap(np.array(bad))
 
 
-def scores(values):
-    rows = [(seed, "Set5", image, value) for (seed, image), value in values.items()]
-    return pd.DataFrame(rows, columns=["seed", "set", "image", "psnr_y"])
+def scored(values):
+    rows = [(variant, seed, "Set5", image, value) for (variant, seed, image), value in values.items()]
+    return pd.DataFrame(rows, columns=["variant", "seed", "set", "image", "psnr_y"])
 
 
-def test_paired_compares_only_what_both_have():
-    ours = scores({(0, "a"): 31.0, (0, "b"): 33.0, (1, "a"): 31.5, (1, "b"): 33.5, (2, "a"): 99.0})
-    base = scores({(0, "a"): 30.0, (0, "b"): 31.0, (1, "a"): 30.0, (1, "b"): 31.0, (1, "c"): 1.0})
-    found = paired(ours, base)
+def test_a_contrast_compares_only_what_all_variants_have():
+    table = scored({
+        ("ours", 0, "a"): 31.0, ("ours", 0, "b"): 33.0, ("ours", 1, "a"): 31.5, ("ours", 1, "b"): 33.5,
+        ("ours", 2, "a"): 99.0, ("base", 0, "a"): 30.0, ("base", 0, "b"): 31.0, ("base", 1, "a"): 30.0,
+        ("base", 1, "b"): 31.0, ("base", 1, "c"): 1.0})
+    found = contrast(table, {"ours": 1, "base": -1})
     assert (found.mean, found.seeds, found.images) == (pytest.approx(1.75), 2, 2)
     assert found.low <= 1.75 <= found.high
-    assert paired(ours, base[base.seed == 9]) is None
+    assert contrast(table, {"ours": 1, "absent": -1}) is None
+    assert contrast(table, {"ours": 0.5, "base": 1}).mean == pytest.approx(32.25 / 2 + 30.5)
 
 
 def test_verdict_rule():
@@ -96,55 +98,3 @@ def test_page_records_what_the_report_shows(results):
     assert "31.25" in text and "picture.png" in text and "Not evidence" in text
     html = (results / "smoke" / "report.html").read_text()
     assert "data:image/png;base64" in html and "31.25" in html
-
-
-def fake_runs(results, profile):
-    """Finished runs with made-up scores for two seeds of the grid, so that tables can be checked against arithmetic."""
-    runs = [run for run in study.table3(profile) if run.seed < 2]
-    for run in runs:
-        rows = [("Set5", str(i), *random.uniform(30, 36, 1), 0.9, *random.uniform(30, 36, 1), 0.9) for i in range(5)]
-        columns = ["set", "image", "psnr_y", "ssim_y", "psnr_y_rounded", "ssim_y_rounded"]
-        study.write_csv(run.folder / "scores.csv", pd.DataFrame(rows, columns=columns))
-        study.write_text(run.folder / "run.json", "{}")
-    return runs
-
-
-def test_table3_equals_a_recomputation_from_the_per_image_records(results):
-    runs = fake_runs(results, PROFILES["cpu"])
-    table = artefacts.table3(runs).set_index(["block", "attention"])
-    gains = artefacts.table3_gains(runs).set_index(["block", "attention"])
-
-    def image_scores(block, attention):
-        folders = [run.folder for run in runs if (run.arch.block, run.arch.attention) == (block, attention)]
-        return np.array([[float(line.split(",")[2]) for line in (folder / "scores.csv").read_text().splitlines()[1:]]
-                         for folder in folders])
-
-    for block, name in (("rb", "RB"), ("uhdb", "U-HDB")):
-        for attention in ("none", "ikm"):
-            means = image_scores(block, attention).mean(1)
-            row = table.loc[name, artefacts.NAMES[attention]]
-            assert row.psnr_ours == pytest.approx(means.mean()) and row.psnr_sd == pytest.approx(means.std(ddof=1))
-        gain = (image_scores(block, "ikm") - image_scores(block, "none")).mean()
-        assert gains.loc[name, "IKM"].gain_db_ours == pytest.approx(gain)
-    assert table.loc["U-HDB", "IKM"].psnr_paper == 37.57 and round(table.loc["RB", "SA"].params_k_ours, 1) == 371.7
-    assert gains.loc["DB", "IKM"].gain_db_paper == pytest.approx(0.08)
-
-
-def test_a_seed_counts_when_every_cell_has_it(results):
-    runs = fake_runs(results, PROFILES["cpu"])
-    assert set(artefacts.table3(runs).seeds) == {2}
-    assert set(artefacts.table3(runs[:-1]).seeds) == {1}
-
-
-def test_tables_and_figures_with_nothing_trained(results):
-    assert artefacts.table3([]).psnr_ours.isna().all() and artefacts.table3_gains([]).gain_db_ours.isna().all()
-    verdicts = artefacts.table3_verdicts([], PROFILES["cpu"])
-    assert {v["verdict"] for v in verdicts.values()} == {"not tested at this budget"}
-    artefacts.figure_table3_gains(artefacts.table3_gains([]))
-    artefacts.figure_table3_curves([])
-
-
-def test_paper_numbers_are_the_ones_of_the_text():
-    table = artefacts.paper("table3")
-    assert len(table) == 16 and set(table.attention) == {"none", "CA", "SA", "IKM"}
-    assert (config.PAPER / "table1.csv").exists()
