@@ -21,6 +21,7 @@ from .experiments import (
     TABLE3_ATTENTIONS,
     TABLE3_BLOCKS,
     TABLE4_FIELDS,
+    UHDN,
     Variants,
 )
 from .layers import pooled_mask
@@ -324,8 +325,11 @@ def figure_fig8(done: Variants):
         axes.errorbar(x, y, [s.std() if len(s) > 1 else 0 for s in seeds], fmt=f"{marker}-", capsize=4, label=letter)
         for label, *point in zip(sweep, x, y, strict=True):
             if np.isfinite(point[1]):
-                axes.annotate(label, point, xytext=(6, -12), textcoords="offset points", fontsize=10)
+                name = "U-HDN" if sweep[label] == UHDN else label   # one point, in all sweeps
+                axes.annotate(name, point, xytext=(6, -12), textcoords="offset points", fontsize=10)
     axes.set(xscale="log", xlabel="#Params (millions)", ylabel="PSNR, all test images (dB)")
+    axes.set_xticks([0.5, 1, 2, 3], ["0.5", "1", "2", "3"])
+    axes.minorticks_off()
     axes.legend(title="sweep of", fontsize=11)
     return figure
 
