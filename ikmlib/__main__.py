@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("action", choices=("fetch", "verify"))
     sub.add_argument("sets", nargs="*",
                      help="names of sets; default: T91, BSDS500 and the benchmarks that may be downloaded")
-    command("report", "write REPORT.md and report.html from the records")
+    command("report", "write a profile's REPORT.md and report.html, and the REPORT.md over all profiles")
     return parser
 
 
@@ -179,7 +179,7 @@ def _data_command(args: argparse.Namespace) -> int:
 def _report_command(args: argparse.Namespace) -> int:
     from . import report
 
-    print(report.write_report(args.profile))
+    print(report.write_report(args.profile), report.write_overall(), sep="\n")
     return 0
 
 

@@ -107,7 +107,7 @@ def differences(table: pd.DataFrame, names: Sequence[str] | None = None) -> dict
 
 
 def claim(found: Mapping[str, Difference | None], profile: Profile, *, paper: str, holds: str,
-          margin: float = 0.0) -> dict[str, str]:
+          margin: float = 0.0) -> dict[str, str | int]:
     """Keyword arguments of `Page.verdict` for a claim that all of `found` are above -margin (see `report.judge`)."""
     tested = {name: d for name, d in found.items() if d is not None}
     if len(found) <= 5:
@@ -118,7 +118,7 @@ def claim(found: Mapping[str, Difference | None], profile: Profile, *, paper: st
                 f"{max(d.mean for d in tested.values()):+.3f} dB") if tested else ""
         ours = f"holds in {held} of {len(tested)} trained contrasts (of {len(found)}){span}"
     fewest = min((0 if d is None else d.seeds for d in found.values()), default=0)
-    return {"paper": paper, "ours": ours,
+    return {"paper": paper, "ours": ours, "seeds": fewest,
             "verdict": judge(list(found.values()), margin=margin, evidence=profile.evidence),
             "because": f"{holds} Seeds compared: {fewest} or more; a verdict needs {MIN_SEEDS}."}
 

@@ -9,6 +9,7 @@ import ast
 import base64
 import io
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,15 +18,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from . import config, study
+from . import claims, config, experiments, study
+from .claims import UNTESTED, VERDICTS
 from .config import Profile
 from .files import write_bytes, write_csv, write_text
 
-VERDICTS = ("supported", "not supported", "mixed", "not tested at this budget")
 # Decimals shown, by a word in the column's name
 DIGITS = (("ssim", 4), ("psnr", 2), ("db", 3), ("_k_", 1), ("_g_", 1))
 # Fewer say too little of the spread between trainings (a bootstrap of two knows only two values): no verdict
 MIN_SEEDS = 3
+# What the top-level report shows, in order of interest, as far as it is there
+KEY_FIGURES = ("table3_contrasts", "fig10_batches", "table4_gain", "fig1_errors", "protocol_attention")
 
 
 # --- statistics -----------------------------------------------------------------------------------------------------
@@ -88,7 +91,7 @@ def judge(differences: Sequence[Difference | None], *, margin: float = 0.0, evid
     evidence, a missing run or fewer than MIN_SEEDS seeds: not tested at this budget.
     """
     if not evidence or not differences or any(d is None or d.seeds < MIN_SEEDS for d in differences):
-        return "not tested at this budget"
+        return UNTESTED
     holds = [d.low > -margin for d in differences]
     return "supported" if all(holds) else "mixed" if any(holds) else "not supported"
 
@@ -173,16 +176,21 @@ class Page:
         self._note("figures", {"name": name, "caption": caption})
         return Image(filename=str(path), width=900)
 
-    def verdict(self, claim: str, *, paper: str, ours: str, verdict: str, because: str, any_profile: bool = False):
-        """Record what became of a claim and show it. Unless `any_profile` (the work is the same in every profile), a
-        profile that is no evidence gives "not tested at this budget". Raises ValueError for an unknown verdict."""
+    def verdict(self, claim: str, *, paper: str, ours: str, verdict: str, because: str, seeds: int | None = None,
+                any_profile: bool = False):
+        """Record what became of a claim, resting on so many seeds (None: on no training), and show it.
+
+        Unless `any_profile` (the work is the same in every profile), a profile that is no evidence gives "not tested at
+        this budget". Raises ValueError for an unknown verdict.
+        """
         from IPython.display import Markdown
 
         if verdict not in VERDICTS:
             raise ValueError(f"unknown verdict {verdict!r}; allowed: {', '.join(VERDICTS)}")
         if not (self.profile.evidence or any_profile):
-            verdict = VERDICTS[-1]
-        self._note("claims", {"name": claim, "paper": paper, "ours": ours, "verdict": verdict, "because": because})
+            verdict = UNTESTED
+        self._note("claims", {"name": claim, "paper": paper, "ours": ours, "verdict": verdict, "because": because,
+                              "seeds": seeds})
         return Markdown(f"**{claim}: {verdict}.** {because}\n\nPaper: {paper}\n\nOurs: {ours}")
 
 
@@ -236,23 +244,44 @@ def markdown_table(frame: pd.DataFrame) -> str:
 # --- the report -----------------------------------------------------------------------------------------------------
 
 
+def _cells(notebook: str) -> list[dict]:
+    """Cells of a notebook of the study; none if there is no such notebook."""
+    path = config.ROOT / "notebooks" / f"{notebook}.ipynb"
+    return json.loads(path.read_text())["cells"] if path.exists() else []
+
+
 def _title(notebook: str) -> str:
     """First heading of a notebook."""
-    path = config.ROOT / "notebooks" / f"{notebook}.ipynb"
-    if not path.exists():
-        return notebook
-    first = json.loads(path.read_text())["cells"][0]["source"]
-    return "".join(first).splitlines()[0].lstrip("# ")
+    cells = _cells(notebook)
+    return "".join(cells[0]["source"]).splitlines()[0].lstrip("# ") if cells else notebook
 
 
-def _claims_section(pages: list[dict]) -> list[str]:
-    rows = [(c["name"], c["paper"], c["ours"], f"**{c['verdict']}**", p["notebook"])
-            for p in pages for c in p["claims"]]
-    if not rows:
-        return []
-    verdicts = pd.DataFrame(rows, columns=["claim", "paper", "ours", "verdict", "notebook"])
-    return ["## Verdicts", markdown_table(verdicts),
-            f"The rule is `ikmlib.report.judge`: 95 % intervals of paired differences, at least {MIN_SEEDS} seeds."]
+def _prose(notebook: str) -> list[str]:
+    """Text that a notebook shares with the report: its Markdown cells tagged `report`, headings one level lower."""
+    return [re.sub(r"(?m)^#", "##", "".join(cell["source"])) for cell in _cells(notebook)
+            if "report" in cell["metadata"].get("tags", ())]
+
+
+def _link(notebook: str, profile: str, start: Path) -> str:
+    """A link from a file in `start` to the notebook, executed where it was; its number is the text."""
+    places = (config.results_root() / profile / "notebooks", config.ROOT / "notebooks")
+    path = next((p for place in places if (p := place / f"{notebook}.ipynb").exists()), None)
+    return f"[{notebook[:2]}]({Path(os.path.relpath(path, start)).as_posix()})" if path else "–"
+
+
+def _claims_section(table: pd.DataFrame, start: Path) -> list[str]:
+    """The verdicts for a report in the folder `start`. `table`: of `claims.best`, or one profile's part of it."""
+    shown = table.assign(
+        claim=table.claim.map(claims.in_words), verdict="**" + table.verdict + "**",
+        notebook=[_link(*pair, start) for pair in zip(table.notebook, table.profile, strict=True)])
+    if start != config.results_root():
+        shown = shown.drop(columns="profile")   # it stands in the title
+    counts = table[table.claim.str.match(r"C\d")].verdict.value_counts()
+    text = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict in counts)
+    return ["## Verdicts", f"Of the paper's claims (a claim in two parts counts twice): {text}.",
+            markdown_table(shown.rename(columns={"rests_on": "seeds, updates"})),
+            f"The rule is `ikmlib.report.judge`: 95 % intervals (in brackets) of differences paired over images and "
+            f"seeds, at least {MIN_SEEDS} seeds; otherwise *{UNTESTED}*."]
 
 
 def _page_section(page: dict, folder: Path) -> list[str]:
@@ -269,32 +298,51 @@ def _page_section(page: dict, folder: Path) -> list[str]:
         parts += [f"{table['caption']} ([{table['name']}.csv]({table['name']}.csv))".strip(), markdown_table(cut)]
         if len(cut) < len(frame):
             parts.append(f"*… {len(frame) - len(cut)} more rows in the CSV*")
-    return parts
+    return parts + _prose(page["notebook"])
+
+
+def compute_used(profile: Profile) -> pd.DataFrame:
+    """Training of a profile's finished runs: artefact, device, runs, hours, updates; the last row is the sum.
+
+    A run that serves several artefacts counts for the first of the queue; one that is in none of them is "other".
+    """
+    runs = study.all_records(profile)
+    if runs.empty:
+        return pd.DataFrame(columns=["artefact", "device", "runs", "hours", "updates"])
+    artefacts: dict[str, str] = {}
+    for name, wanted in experiments.QUEUE.items():
+        for run in experiments.in_order(wanted(profile)):
+            artefacts.setdefault(run.id, name)
+    table = runs.assign(artefact=runs.id.map(artefacts).fillna("other")).groupby(["artefact", "device"]).agg(
+        runs=("id", "count"), hours=("train_seconds", lambda s: s.sum() / 3600), updates=("updates", "sum"))
+    total = pd.DataFrame([("all", "", *table.sum())], columns=["artefact", "device", *table])
+    return pd.concat([table.reset_index(), total], ignore_index=True).astype({"runs": int, "updates": int})
 
 
 def _compute_section(profile: Profile) -> list[str]:
     runs = study.all_records(profile)
     if runs.empty:
         return ["## Compute", "No finished runs."]
-    summary = runs.groupby(["device", "torch", "git_commit"], dropna=False).agg(
-        runs=("id", "count"), hours=("train_seconds", lambda s: s.sum() / 3600), updates=("updates", "sum"),
-    ).reset_index()
-    write_csv(config.results_root() / profile.name / "runs.csv", runs)
+    software = runs.groupby(["device", "torch", "git_commit"], dropna=False).agg(runs=("id", "count")).reset_index()
     text = (f"{len(runs)} finished runs; each has its folder under [runs/](runs/), "
             "all are listed in [runs.csv](runs.csv) with spec, machine, versions, data digest and commit.")
-    return ["## Compute", text, markdown_table(summary)]
+    return ["## Compute", text, markdown_table(compute_used(profile)), markdown_table(software)]
+
+
+def _budget(profile: Profile) -> str:
+    return (f"{profile.summary}. {profile.updates:,} updates of {profile.batch} patches of {profile.patch} x "
+            f"{profile.patch} LR pixels a run; up to {len(profile.seeds)} seed(s)")
 
 
 def report_markdown(profile: Profile) -> str:
     """REPORT.md of a profile, from the records under results/<profile>/ alone."""
     folder = config.results_root() / profile.name
-    pages = [json.loads(path.read_text()) for path in sorted((folder / "pages").glob("*.json"))]
     warning = "" if profile.evidence else "> **Not evidence.** This profile only shows that everything runs."
     parts = [f"# Reproduction report, profile `{profile.name}`", warning,
-             f"Profile: {profile.summary}. {profile.updates:,} updates of {profile.batch} patches of "
-             f"{profile.patch} x {profile.patch} LR pixels a run; up to {len(profile.seeds)} seed(s). Columns: "
-             "[results/README.md](../README.md).", *_claims_section(pages)]
-    for page in pages:
+             f"Profile: {_budget(profile)}. Columns: [results/README.md](../README.md); other profiles: "
+             "[results/REPORT.md](../REPORT.md).",
+             *_claims_section(claims.table(profile), folder)]
+    for page in claims.pages(profile):
         parts += _page_section(page, folder)
     return "\n\n".join(part for part in [*parts, *_compute_section(profile)] if part) + "\n"
 
@@ -328,14 +376,63 @@ def report_html(markdown: str, folder: Path) -> str:
             return match[0]
         return f'src="data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"'
 
+    body = re.sub(r'href="(notebooks/[\w.-]+)\.ipynb"', r'href="\1.html"', body)   # the executed copy as a web page
     return _HTML.format(title=markdown.splitlines()[0].lstrip("# "), body=re.sub(r'src="([\w.-]+\.png)"', inline, body))
 
 
 def write_report(profile: str) -> Path:
-    """Write results/<profile>/REPORT.md and report.html from the records; returns the path of REPORT.md."""
+    """Write results/<profile>/REPORT.md, report.html, claims.csv and runs.csv from the records; returns REPORT.md."""
     chosen = config.get_profile(profile)
     folder = config.results_root() / chosen.name
+    write_csv(folder / "claims.csv", claims.table(chosen))
+    if len(runs := study.all_records(chosen)):
+        write_csv(folder / "runs.csv", runs)
     markdown = report_markdown(chosen)
     write_text(folder / "REPORT.md", markdown)
     write_text(folder / "report.html", report_html(markdown, folder))
     return folder / "REPORT.md"
+
+
+def _key_figures() -> list[str]:
+    """The first four of KEY_FIGURES that are there, each from the profile with the most evidence that has it."""
+    parts, root = [], config.results_root()
+    for name in KEY_FIGURES:
+        for profile in claims.EVIDENCE:
+            captions = {f["name"]: f["caption"] for page in claims.pages(profile) for f in page["figures"]}
+            if name in captions and (root / profile.name / f"{name}.png").exists():
+                parts += [f"![{captions[name]}]({profile.name}/{name}.png)",
+                          f"*Profile {profile.name}: {captions[name]}*"]
+                break
+    return parts[:8]
+
+
+def overall_markdown() -> str:
+    """The top-level REPORT.md: for every claim the best evidence of all profiles, each row named after its profile."""
+    root = config.results_root()
+    present = [profile for profile in claims.EVIDENCE if claims.pages(profile)]
+    if not present:
+        return ("# Reproduction report\n\n> **No evidence yet.** No profile that counts as evidence has results; "
+                "`smoke` only shows that everything runs. `./run_all.sh --profile cpu` makes the first evidence.\n")
+    profiles = []
+    for profile in present:
+        runs = study.all_records(profile)
+        hours = f"{runs.train_seconds.sum() / 3600:.1f}" if len(runs) else "0"
+        profiles.append((f"[{profile.name}]({profile.name}/REPORT.md)", _budget(profile), len(runs), hours))
+    return "\n\n".join([
+        "# Reproduction report: the best evidence so far",
+        "What became of the claims of *Image-specific Convolutional Kernel Modulation for Single Image "
+        "Super-resolution* (arXiv 2111.08362). A row is the work of one profile, named in it: of the largest budget "
+        "that reached a verdict; where none did, of the largest that has numbers. All numbers of a row are of that "
+        "profile, and the notebook is the one executed there. Tables, errors found, deviations and compute: in the "
+        "profiles' reports. Columns of all files: [README.md](README.md).",
+        *_claims_section(claims.best(), root),
+        "## Profiles with evidence",
+        markdown_table(pd.DataFrame(profiles, columns=["profile", "budget", "finished runs", "hours of training"])),
+        "## Key figures", *_key_figures()]) + "\n"
+
+
+def write_overall() -> Path:
+    """Write the top-level REPORT.md (see `overall_markdown`); returns its path."""
+    path = config.results_root() / "REPORT.md"
+    write_text(path, overall_markdown())
+    return path

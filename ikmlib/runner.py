@@ -222,7 +222,7 @@ def _run_all(jobs: Sequence[Job], out: Path) -> dict[str, str]:
 
 
 def run_notebooks(profile: str, only: Sequence[str] = (), train: bool = True) -> int:
-    """Executes the notebooks, or those in `only`, for one profile, then writes the report; returns the exit code.
+    """Executes the notebooks, or those in `only`, for one profile, then writes the reports; returns the exit code.
 
     profile: a name of `config.PROFILES`, or `auto`. only: numbers or names, see `find_notebooks`. train: False uses the
     recorded runs and trains nothing. Executed copies go to `results/<profile>/notebooks/`. The code is 0 if all is
@@ -238,11 +238,11 @@ def run_notebooks(profile: str, only: Sequence[str] = (), train: bool = True) ->
         bad = _run_all(jobs, results_root().resolve() / name / "notebooks")
         for stem, what in bad.items():
             print(f"not ok: {stem} ({what})", flush=True)
-        from .report import write_report
+        from .report import write_overall, write_report
 
-        report = write_report(name)
+        report, overall = write_report(name), write_overall()
     except KeyboardInterrupt:
         print("\ninterrupted: finished runs are kept, the same command continues", flush=True)
         return INTERRUPTED
-    print(f"report: {report} and {report.with_name('report.html')}", flush=True)
+    print(f"report: {report} and {report.with_name('report.html')}; of all profiles: {overall}", flush=True)
     return 1 if bad else 0

@@ -50,7 +50,8 @@ def notebooks(tmp_path, results, monkeypatch) -> Path:
         report.write_text("a report")
         return report
 
-    monkeypatch.setitem(sys.modules, "ikmlib.report", types.SimpleNamespace(write_report=write_report))
+    monkeypatch.setitem(sys.modules, "ikmlib.report", types.SimpleNamespace(
+        write_report=write_report, write_overall=lambda: results / "REPORT.md"))
     return folder
 
 
