@@ -249,15 +249,16 @@ def informative(attention: Tensor) -> Tensor:
     return attention.flatten(1).amax(1) - attention.flatten(1).amin(1) > 1e-6
 
 
-def attention_range(kernel: int = 3) -> tuple[float, float]:
-    """Least and largest value that the released attention can take.
+def attention_range(kernel: int = 3, transform: str = "sigmoid") -> tuple[float, float]:
+    """Least and largest value that the attention can take; the default is the released form.
 
     A cell's softmax share grows with its own pooled mask and falls with the others', and masks lie in 0..1: the
     extremes are an empty cell among full ones, and a full cell among empty ones.
     """
     one_full = torch.zeros(1, 1, kernel, kernel)
     one_full[..., 0, 0] = 1
-    return proportion_transform(1 - one_full).min().item(), proportion_transform(one_full).max().item()
+    return (proportion_transform(1 - one_full, transform).min().item(),
+            proportion_transform(one_full, transform).max().item())
 
 
 def iso_gradients(batch: int = 8) -> dict[str, Tensor]:
@@ -283,9 +284,15 @@ def iso_gradients(batch: int = 8) -> dict[str, Tensor]:
 
 
 @cache
-def _cost(arch: Architecture, scale: int) -> dict[str, float]:
+def cost(arch: Architecture, scale: int) -> dict[str, float]:
+    """#Params (thousands) and #FLOPs (1e9) of a network, by their columns' names in `ikmlib/paper/`."""
     params, multi_adds = complexity(SRNetwork(arch, scale), scale)
     return {"params_k": params / 1e3, "flops_g": multi_adds / 1e9}
+
+
+def rounds_to(ours: float, printed: str) -> bool:
+    """Does `ours`, rounded to the decimals of a number as printed, equal it?"""
+    return round(ours, len(printed.partition(".")[2])) == float(printed)
 
 
 def cost_table() -> pd.DataFrame:
@@ -306,10 +313,9 @@ def cost_table() -> pd.DataFrame:
                   uhdn if row["hourglass"] == "yes" else replace(uhdn, depths=(5,) * 6), row) for row in printed(5)]
     rows = []
     for table, network, arch, row in networks:
-        for quantity, ours in _cost(arch, int(row.get("scale", 2))).items():
+        for quantity, ours in cost(arch, int(row.get("scale", 2))).items():
             if text := row.get(quantity):   # Table IV prints no #FLOPs
-                equal = round(ours, len(text.partition(".")[2])) == float(text)
-                rows.append((table, network, quantity, float(text), ours, equal))
+                rows.append((table, network, quantity, float(text), ours, rounds_to(ours, text)))
     return pd.DataFrame(rows, columns=["table", "network", "quantity", "paper", "ours", "equal"])
 
 
