@@ -244,5 +244,6 @@ def run_notebooks(profile: str, only: Sequence[str] = (), train: bool = True) ->
     except KeyboardInterrupt:
         print("\ninterrupted: finished runs are kept, the same command continues", flush=True)
         return INTERRUPTED
-    print(f"report: {report} and {report.with_name('report.html')}; of all profiles: {overall}", flush=True)
+    print(f"best evidence of all profiles: {overall}", flush=True)
+    print(f"report: {report} and {report.with_name('report.html')}", flush=True)
     return 1 if bad else 0

@@ -85,7 +85,7 @@ class Block:
         if name.split(".")[0] in {BLOCKED!r}:
             raise ImportError("blocked " + name)
 sys.meta_path.insert(0, Block())
-from ikmlib import artefacts, packing, report, runner, synthetic, protocol
+from ikmlib import artefacts, claims, findings, packing, report, runner, synthetic, protocol
 from ikmlib.__main__ import main
 sys.exit(main(["status", "--profile", "smoke"]))
 """

@@ -5,8 +5,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ikmlib import report
+from ikmlib import artefacts, config, evidence, experiments, report
+from ikmlib.files import write_csv, write_text
 from ikmlib.report import Difference, contrast, judge, paired_bootstrap
+from ikmlib.study import SCORES
 
 random = np.random.default_rng(0)
 
@@ -98,3 +100,90 @@ def test_page_records_what_the_report_shows(results):
     assert "31.25" in text and "picture.png" in text and "Not evidence" in text
     html = (results / "smoke" / "report.html").read_text()
     assert "data:image/png;base64" in html and "31.25" in html
+
+
+def trained(runs, seconds=1800.0, sets=("Set5", "BSD100")):
+    """Finished runs with made-up scores of five images a set."""
+    for run in runs:
+        rows = [(name, str(i), random.uniform(30, 36), random.uniform(0.9, 0.99), 30.0, 0.9)
+                for name in sets for i in range(5)]
+        write_csv(run.folder / "scores.csv", pd.DataFrame(rows, columns=SCORES[:6]))
+        write_text(run.folder / "run.json", json.dumps(
+            {"id": run.id, "spec": run.spec, "device": "a machine", "torch": "2", "git_commit": "c",
+             "train_seconds": seconds}))
+
+
+def table_of(text, first):
+    """The Markdown table whose first column is called `first`: {first cell of a row: {column: cell}}."""
+    lines = text[text.index(f"| {first} |"):].split("\n\n")[0].splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {row[0]: dict(zip(cells[0], row, strict=True)) for row in cells[2:]}
+
+
+def lines_of(run, name):
+    """PSNR and SSIM of a set, read from a run's per-image scores without pandas."""
+    lines = (run.folder / "scores.csv").read_text().splitlines()[1:]
+    return np.array([line.split(",")[2:4] for line in lines if line.startswith(name + ",")], dtype=float)
+
+
+def test_the_numbers_of_the_report_are_those_of_the_per_image_records(results):
+    """REPORT.md, parsed back, against scores.csv: cells of the table, a contrast, a verdict and what it rests on."""
+    cpu = config.PROFILES["cpu"]
+    planned = experiments.table3(cpu)
+    trained(run for runs in planned.values() for run in runs)
+    page = report.open_page("04_table3_attention", profile="cpu")
+    contrasts = evidence.contrasts(planned, artefacts.table3_questions(), artefacts.table3_published().Set5_psnr)
+    page.table(evidence.summary(planned, planned, ["Set5"], artefacts.table3_published()), "table3")
+    page.table(contrasts, "table3_contrasts")
+    for name, found in artefacts.table3_verdicts(contrasts, cpu).items():
+        page.verdict(name, **found)
+    text = report.write_report("cpu").read_text()
+    shown, gains, verdicts = (table_of(text, first) for first in ("variant", "contrast", "claim"))
+    for label, runs in planned.items():
+        means = np.array([lines_of(run, "Set5").mean(0) for run in runs])
+        for column, digits, values in (("Set5 psnr ours", 2, means[:, 0]), ("Set5 ssim ours", 4, means[:, 1])):
+            assert shown[label][column] == f"{values.mean():.{digits}f} ± {values.std(ddof=1):.{digits}f}"
+    difference = np.mean([np.vstack([lines_of(run, s)[:, [0]] for s in ("Set5", "BSD100")]) - np.vstack(
+        [lines_of(other, s)[:, [0]] for s in ("Set5", "BSD100")])
+        for run, other in zip(planned["RB IKM"], planned["RB none"], strict=True)])
+    assert gains["RB: IKM − none"]["gain db ours"] == f"{difference:.3f}"
+    c1 = verdicts["C1: IKM beats vanilla convolution at no parameter"]
+    assert f"RB: IKM − none {difference:+.3f} [" in c1["ours"] and c1["seeds, updates"] == "3 seeds, 2,000 updates"
+    assert c1["notebook"].startswith("[04](") and len(verdicts) == 12
+    assert f"| 04_table3_attention | a machine | 48 | {48 * 0.5:.3f} | 96000 |" in text
+
+
+def test_hours_of_a_shared_run_are_counted_once(results):
+    small = config.PROFILES["small"]
+    shared = experiments.table5(small)["U-style + hourglass"]
+    assert set(shared) == set(experiments.fig11(small)["U-HDN"])
+    trained(shared)
+    table = report.compute_used(small)
+    assert list(table.runs) == [3, 3] and table.hours.iloc[-1] == pytest.approx(1.5) and table.artefact[1] == "all"
+    assert table.artefact[0] == "06_table5_ablation" and table.updates[1] == 90_000
+    assert report.compute_used(config.PROFILES["cpu"]).empty
+
+
+def test_text_tagged_for_the_report_appears_once_and_below_its_page(results):
+    (results / "cpu" / "pages").mkdir(parents=True)
+    manifest = {"notebook": "99_report", "profile": "cpu", "tables": [], "figures": [], "claims": []}
+    (results / "cpu" / "pages" / "99_report.json").write_text(json.dumps(manifest))
+    lines = report.write_report("cpu").read_text().splitlines()
+    headings = [line for line in lines if line.startswith("#")]
+    assert headings == [
+        "# Reproduction report, profile `cpu`", "## Verdicts", "## 99 · Report: every claim, every cost, errors found",
+        "### Deviations from the paper", "### What was easy", "### What was hard", "### What this does not show",
+        "## Compute"]
+
+
+def test_links_lead_to_executed_notebooks(results):
+    page = report.open_page("01_fig1_synthetic_1d", profile="cpu")
+    page.verdict("C12", paper="p", ours="o", verdict="mixed", because="b")
+    executed = results / "cpu" / "notebooks"
+    executed.mkdir()
+    for suffix in (".ipynb", ".html"):
+        (executed / f"01_fig1_synthetic_1d{suffix}").write_text("{}")
+    text = report.write_report("cpu").read_text()
+    assert "[01](notebooks/01_fig1_synthetic_1d.ipynb)" in text
+    assert 'href="notebooks/01_fig1_synthetic_1d.html"' in (results / "cpu" / "report.html").read_text()
+    assert "[01](cpu/notebooks/01_fig1_synthetic_1d.ipynb)" in report.write_overall().read_text()
