@@ -127,11 +127,17 @@ def _final(profile: Profile, runs: list[Run]) -> list[Run]:
     return [replace(run, updates=profile.final_updates or profile.updates) for run in runs]
 
 
+def fig5(profile: Profile) -> Variants:
+    """The network of Table III whose attention maps Figs. 5 and 6 are told with."""
+    return {"U-HDB IKM": table3(profile)["U-HDB IKM"]}
+
+
 # Notebook -> its variants, in order of priority.
 QUEUE: dict[str, Callable[[Profile], Variants]] = {
     "04_table3_attention": table3, "09_fig10_iso_vs_go": fig10, "06_table5_ablation": table5,
     "05_table4_receptive_field": table4, "08_fig9_threshold": fig9, "10_fig11_hourglass": fig11,
     "02_table1_lightweight": table1, "07_fig8_model_size": fig8, "03_table2_high_fidelity": table2,
+    "11_fig5_6_attention_maps": fig5,
 }
 
 

@@ -1,0 +1,194 @@
+"""Attention maps: what is read from a network, the split of their variance, their shapes, and the verdict's words."""
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny
+
+from ikmlib import config, maps, report, study
+from ikmlib.files import save_torch
+from ikmlib.layers import IKMConv2d, contextual_attention, proportion_transform
+from ikmlib.models import ARCHITECTURES, SRNetwork
+
+random = np.random.default_rng(0)
+SHAPES = {name: np.array(cells, dtype=float) for name, cells in maps.SHAPES.items()}
+
+
+def picture(height=40, width=36):
+    return random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+# --- networks and their attention -----------------------------------------------------------------------------------
+
+
+def test_a_units_first_layer_shows_all_its_attention():
+    """Every later layer has the same maps on the unit's inputs, and 1.5 on the channels that came out of a ReLU."""
+    torch.manual_seed(0)
+    model, lr, seen = SRNetwork(ARCHITECTURES["uhdb"], 2), picture(), []
+    for conv in (m for m in model.modules() if isinstance(m, IKMConv2d)):
+        conv.register_forward_pre_hook(lambda _, inputs: seen.append(proportion_transform(inputs[1])[0].numpy()))
+    found = maps.unit_attention(model, lr)
+    assert found.shape == (6, 64, 3, 3) and len(seen) == 30
+    layers = iter(seen)
+    for unit, depth in zip(found, ARCHITECTURES["uhdb"].depths, strict=True):
+        for _ in range(depth):
+            layer = next(layers)
+            np.testing.assert_array_equal(layer[:64], unit)
+            np.testing.assert_array_equal(layer[64:], np.full_like(layer[64:], 1.5))
+        assert np.ptp(unit) > 0.01
+
+
+def test_reading_attention_leaves_the_network_as_it_was():
+    model, lr = tiny().build(), picture()
+    before = maps.super_resolve(model, lr)
+    maps.unit_attention(model, lr)
+    assert not any(m._forward_pre_hooks for m in model.modules())
+    np.testing.assert_array_equal(maps.super_resolve(model, lr), before)
+
+
+def test_weights_are_found_read_and_missed(results):
+    here, gone = tiny(seed=0), tiny(seed=1)
+    weights = replace(here, seed=7).build().state_dict()   # not those of the seed
+    save_torch({"key": here.id, "model": weights}, here.folder / "weights.pt")
+    networks = maps.trained([here, gone])
+    assert list(networks) == [here] and maps.weights_file(gone) is None
+    np.testing.assert_array_equal(networks[here].head.weight.detach().cpu(), weights["head.weight"])
+    assert maps.trained([]) == {}
+
+
+def test_quarters_are_the_corners_of_the_image():
+    image = np.arange(5 * 7).reshape(5, 7, 1)
+    found = maps.quarters(image)
+    assert [q.shape for q in found] == [(2, 3, 1)] * 4
+    assert [q[0, 0, 0] for q in found] == [0, 4, 21, 25] and found[3][-1, -1, 0] == 34
+
+
+def test_collected_attention_has_an_image_and_its_quarters():
+    models, images = [tiny(seed).build() for seed in (0, 1)], [picture(), picture(33, 50), picture(48, 20)[..., :1]]
+    whole, parts = maps.collect(models, images)
+    assert whole.shape == (2, 3, 2, 8, 3, 3) and parts.shape == (2, 3, 4, 2, 8, 3, 3)
+    quarter = maps.imresize(images[1][:32], 0.5)[:8, -12:]
+    np.testing.assert_allclose(parts[1, 1, 1], maps.unit_attention(models[1], quarter), rtol=1e-6)
+    with pytest.raises(ValueError, match="two or more images, not 1"):
+        maps.collect(models, images[:1])
+
+
+# --- variance -------------------------------------------------------------------------------------------------------
+
+
+def test_variance_parts_add_up_and_find_known_variances():
+    static, image, part = 3 * random.normal(size=(1, 4, 300)), 2 * random.normal(size=(400, 1, 300)), \
+        random.normal(size=(400, 4, 300))
+    a = static + image + part
+    found = maps.variance_parts(a)
+    assert sum(found) == pytest.approx(a.var())
+    assert found == pytest.approx((static.var(), 4 + 1 / 4, 3 / 4), rel=0.02)   # 1/Q of the noise is in the means
+    assert maps.intraclass_correlation(a) == pytest.approx(4 / (4 + 1), abs=0.01)
+    assert maps.intraclass_correlation(static + part) == pytest.approx(0, abs=0.01)
+    assert maps.intraclass_correlation(static + image + 0 * part) == pytest.approx(1)
+
+
+def test_intraclass_correlation_is_the_ratio_of_mean_squares():
+    """ICC(3,1) from the two-way table of Shrout and Fleiss (1979): their six targets, four judges, 0.71."""
+    ratings = np.array([(9, 2, 5, 8), (6, 1, 3, 2), (8, 4, 6, 8), (7, 1, 2, 6), (10, 5, 6, 9), (6, 2, 4, 7)])
+    assert maps.intraclass_correlation(ratings[..., None]) == pytest.approx(0.7148, abs=5e-5)
+
+
+def test_an_images_own_share_averages_to_the_share_between_images():
+    whole = random.normal(size=(2, 5, 3, 4, 3, 3)) + random.normal(size=(1, 1, 3, 4, 3, 3))
+    shares = maps.image_shares(whole)
+    assert shares.shape == (2, 5, 3)
+    static, between, within = maps.variance_parts(whole[1, :, 2][:, None])
+    assert within == 0 and shares[1, :, 2].mean() == pytest.approx(between / (static + between))
+
+
+# --- shapes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("i", range(len(SHAPES)))
+def test_a_pure_shape_has_all_the_energy(i):
+    template = list(SHAPES.values())[i]
+    found = maps.shape_shares(1.5 + np.array([0.2 * template, -0.1 * template]))   # two channels, either sign
+    np.testing.assert_allclose(found, np.eye(4)[i], atol=1e-12)
+
+
+def test_shares_add_up_and_a_mixture_is_its_squared_weights():
+    laplace, horizontal, vertical = (t / np.linalg.norm(t) for t in SHAPES.values())
+    corners = np.array([(1, 0, -1), (0, 0, 0), (-1, 0, 1)]) / 2   # orthogonal to all three
+    mixture = 1.5 + 3 * laplace + 1 * horizontal + 2 * vertical + 4 * corners
+    np.testing.assert_allclose(maps.shape_shares(mixture[None]), np.array([9, 1, 4, 16]) / 30)
+    assert maps.shape_shares(random.normal(size=(7, 5, 3, 3))).sum(-1) == pytest.approx(np.ones(7))
+
+
+def test_exchangeable_cells_give_the_shares_of_chance():
+    """Attention of white noise has no shape: one eighth each, whatever the transform does to the masks."""
+    noise = torch.randn(300, 16, 24, 24, generator=torch.Generator().manual_seed(0))
+    shares = maps.shape_shares(contextual_attention(noise, 3).numpy()).mean(0)
+    np.testing.assert_allclose(shares, [maps.CHANCE] * 3 + [5 / 8], atol=0.01)
+
+
+def test_shapes_of_images_leave_out_what_all_images_share():
+    own = random.normal(size=(1, 6, 1, 1, 1, 1)) * SHAPES["horizontal Prewitt"]
+    found = maps.own_shapes(np.broadcast_to(own + 5 * SHAPES["Laplace"], (1, 6, 2, 4, 3, 3)))
+    np.testing.assert_allclose(found, np.broadcast_to([0, 1, 0, 0], found.shape), atol=1e-9)
+
+
+# --- tables, verdict, figures ---------------------------------------------------------------------------------------
+
+
+def made_up(shapes, seeds=3, images=8, units=2):
+    """Attention whose image-specific part consists of the named shapes in equal energy."""
+    size = random.normal(size=(seeds, images, units, 4, 1, 1, len(shapes)))
+    own = sum(size[..., i] * SHAPES[s] / np.linalg.norm(SHAPES[s]) for i, s in enumerate(shapes))
+    whole = 1.5 + 0.02 * own + 0.02 * random.normal(size=(1, 1, units, 4, 3, 3))
+    return maps.Attention(whole, whole[:, :, None] + 0.01 * random.normal(size=(seeds, images, 4, units, 4, 3, 3)))
+
+
+def test_tables_hold_every_unit_and_their_mean():
+    measured = {"trained": made_up(["Laplace"]), "untrained": made_up(["vertical Prewitt"])}
+    variance = maps.variance_table(measured)
+    assert list(variance.unit) == ["1", "2"] * 2 + ["all"] * 2
+    shares = variance[["quarters_static", "quarters_between", "quarters_within"]]
+    assert shares.sum(axis=1).to_numpy() == pytest.approx(np.ones(6))
+    units = variance[(variance.network == "trained") & (variance.unit != "all")]
+    total = variance[(variance.network == "trained") & (variance.unit == "all")]
+    assert total.icc.item() == pytest.approx(units.icc.mean()) and (units.icc > 0.3).all()
+    shapes = maps.shape_table(measured).set_index(["network", "part", "unit"])
+    assert len(shapes) == 12
+    assert shapes.Laplace["trained", "of the image", "all"] == pytest.approx(1)
+    assert shapes["vertical Prewitt"]["untrained", "of the image", "2"] == pytest.approx(1)
+    assert len(maps.variance_table({})) == len(maps.shape_table({})) == 0
+
+
+@pytest.mark.parametrize(("shapes", "seeds", "verdict"), [
+    (["Laplace", "horizontal Prewitt"], 3, "supported"),
+    (["vertical Prewitt", "horizontal Prewitt"], 3, "mixed"),
+    (["Laplace", "horizontal Prewitt"], 2, "not tested at this budget")])
+def test_c10_asks_for_both_shapes_in_three_seeds(shapes, seeds, verdict):
+    found = maps.c10({"trained": made_up(shapes, seeds)}, config.PROFILES["cpu"])
+    assert found["verdict"] == verdict and "Laplace − 1/8" in found["ours"]
+
+
+def test_c10_without_weights_is_not_tested():
+    found = maps.c10({}, config.PROFILES["cpu"])
+    assert found["verdict"] == "not tested at this budget" and "no weights" in found["ours"]
+
+
+def test_the_hardest_window_is_where_the_error_is():
+    hr = picture(64, 80)
+    sr = hr.copy()
+    sr[24:40, 48:64] ^= 128
+    assert maps.hardest_window(sr, hr, 16) == (slice(24, 40), slice(48, 64))
+
+
+def test_figures_from_untrained_networks(monkeypatch):
+    network = tiny().build()
+    monkeypatch.setattr(study, "test_images", lambda profile, data: {"a": {"b": picture(), "c": picture()}})
+    measured = maps.measure({tiny(): network}, config.PROFILES["smoke"])
+    np.testing.assert_array_equal(measured["trained"].whole, measured["untrained"].whole)   # the same weights
+    report.style()
+    assert len(maps.figure_shares(measured).axes) == 2
+    figure = maps.figure_pictures(network, measured["trained"].whole[0], units=(1, 2))
+    assert len(figure.axes) == 3 * (4 + 3 * 2) + 1   # three photographs and the colour bar
+    assert maps.measure({}, config.PROFILES["smoke"]) == {}
