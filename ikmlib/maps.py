@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
 from . import datasets, study
 from .config import Profile
@@ -99,8 +100,9 @@ def collect(models: Sequence[SRNetwork], hr_images: Sequence[np.ndarray]) -> Att
     whole, parts = [], []
     for model in models:
         lrs = [imresize(crop_to_multiple(to_rgb(hr), model.scale), 1 / model.scale) for hr in hr_images]
-        whole.append([unit_attention(model, lr) for lr in lrs])
-        parts.append([[unit_attention(model, part) for part in quarters(lr)] for lr in lrs])
+        whole.append([unit_attention(model, lr) for lr in tqdm(lrs, "attention", leave=False, delay=2)])
+        parts.append([[unit_attention(model, part) for part in quarters(lr)]
+                      for lr in tqdm(lrs, "attention of quarters", leave=False, delay=2)])
     return Attention(np.array(whole), np.array(parts))
 
 
@@ -222,7 +224,7 @@ def _above(values: np.ndarray, level: float, unit: str) -> Difference:
 def c10(measured: Mapping[str, Attention], profile: Profile) -> dict[str, str]:
     """C10, for `Page.verdict`: attention differs between images, and does so in the shapes that the paper names."""
     found: dict[str, Difference | None] = dict.fromkeys(
-        (f"variance between images − {LEAST_SPECIFIC:g}", "Laplace − 1/8", "horizontal Prewitt − 1/8"))
+        (f"variance between images, less {LEAST_SPECIFIC:g}:", "Laplace, less 1/8:", "horizontal Prewitt, less 1/8:"))
     if measured:
         whole = measured["trained"].whole
         laplace, horizontal = np.moveaxis(own_shapes(whole).mean(2), -1, 0)[:2]
