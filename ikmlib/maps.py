@@ -107,16 +107,17 @@ def collect(models: Sequence[SRNetwork], hr_images: Sequence[np.ndarray]) -> Att
 
 
 def measure(networks: Mapping[Run, SRNetwork], profile: Profile) -> dict[str, Attention]:
-    """Attention on the profile's test images: "trained", and "untrained", the same networks before training.
+    """Attention on the profile's test images: "trained", and as a control "untrained", the first run before training.
 
     Empty if there is no network.
     """
     if not networks:
         return {}
-    sets = study.test_images(profile, next(iter(networks)).data)
+    first = next(iter(networks))
+    sets = study.test_images(profile, first.data)
     images = [image for named in sets.values() for image in named.values()]
     return {"trained": collect(list(networks.values()), images),
-            "untrained": collect([_ready(run) for run in networks], images)}
+            "untrained": collect([_ready(first)], images)}
 
 
 # --- variance: between images, within images ------------------------------------------------------------------------
@@ -234,7 +235,10 @@ def c10(measured: Mapping[str, Attention], profile: Profile) -> dict[str, str]:
     words = claim(found, profile, paper="attention shapes follow image composition: isotropic Laplace, horizontal "
                                         "Prewitt (seen in Figs. 5 and 6, not counted)",
                   holds="Each of the three holds if its whole 95 % interval lies above 0; means over the dense units.")
-    return words if measured else {**words, "ours": "no weights of a finished run are at hand"}
+    if not measured:
+        return {**words, "ours": "no weights of a finished run are at hand"}
+    icc = variance_table(measured).set_index(["network", "unit"]).icc["trained", "all"]
+    return {**words, "ours": f"{words['ours']}; intraclass correlation of an image's quarters {icc:.2f}"}
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
@@ -311,7 +315,10 @@ def figure_pictures(model: SRNetwork, whole: np.ndarray, units: Sequence[int] = 
 
 
 def figure_shares(measured: Mapping[str, Attention]):
-    """Left: where the variance of attention on quarters lies, by unit. Right: shapes of the images' own deviations."""
+    """Left: where the variance of attention on quarters lies, by unit. Right: shapes of the images' own deviations.
+
+    By chance, the mean of an image's four quarters has a quarter of their variance: ICC 0.
+    """
     import matplotlib.pyplot as plt
 
     table = variance_table(measured).query("network == 'trained' and unit != 'all'")
@@ -323,7 +330,10 @@ def figure_shares(measured: Mapping[str, Attention]):
         share = table[f"quarters_{column}"].to_numpy()
         left.bar(units, share, bottom=bottom, color=colour, label=label, width=0.7)
         bottom += share
-    left.set(xlabel="dense unit", ylabel="share of attention's variance, quarters", xticks=units, ylim=(0, 1))
+    left.hlines(table.quarters_static + (1 - table.quarters_static) / 4, units - 0.35, units + 0.35, color="w", ls="--",
+                lw=1.8)
+    left.set(xlabel="dense unit (dashed: between, by chance)", ylabel="share of the variance, quarters",
+             xticks=units, ylim=(0, 1))
     for i, shape in enumerate(SHAPES):
         for name, face in (("untrained", "none"), ("trained", f"C{i}")):
             shares = own_shapes(measured[name].whole)[..., i]
@@ -332,7 +342,7 @@ def figure_shares(measured: Mapping[str, Attention]):
             right.errorbar(x, mean, [mean - low, high - mean], fmt="os^"[i], color=f"C{i}", mfc=face, capsize=3, ms=6,
                            alpha=1 if name == "trained" else 0.6, label=shape if name == "trained" else None)
     right.axhline(CHANCE, color="0.3", lw=1, ls="--", label="chance, 1/8")
-    right.set(xlabel="dense unit (hollow: before training)", ylabel="share of the image-specific energy", xticks=units)
+    right.set(xlabel="dense unit (hollow: before training)", ylabel="share of the image-specific part", xticks=units)
     right.set_ylim(bottom=0)
     for axis in (left, right):
         axis.grid(False, axis="x")

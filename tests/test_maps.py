@@ -141,7 +141,7 @@ def made_up(shapes, seeds=3, images=8, units=2):
     """Attention whose image-specific part consists of the named shapes in equal energy."""
     size = random.normal(size=(seeds, images, units, 4, 1, 1, len(shapes)))
     own = sum(size[..., i] * SHAPES[s] / np.linalg.norm(SHAPES[s]) for i, s in enumerate(shapes))
-    whole = 1.5 + 0.02 * own + 0.02 * random.normal(size=(1, 1, units, 4, 3, 3))
+    whole = 1.5 + 0.02 * own + 0.005 * random.normal(size=(1, 1, units, 4, 3, 3))
     return maps.Attention(whole, whole[:, :, None] + 0.01 * random.normal(size=(seeds, images, 4, units, 4, 3, 3)))
 
 
@@ -166,7 +166,7 @@ def test_tables_hold_every_unit_and_their_mean():
     (["Laplace", "horizontal Prewitt"], 2, "not tested at this budget")])
 def test_c10_asks_for_both_shapes_in_three_seeds(shapes, seeds, verdict):
     found = maps.c10({"trained": made_up(shapes, seeds)}, config.PROFILES["cpu"])
-    assert found["verdict"] == verdict and "Laplace, less 1/8: +" in found["ours"]
+    assert found["verdict"] == verdict and "Laplace, less 1/8: " in found["ours"]
 
 
 def test_c10_without_weights_is_not_tested():
