@@ -7,7 +7,6 @@ Letters as in `layers`; also S networks (seeds), U dense units, Q parts of an im
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -44,20 +43,20 @@ DRAWN = ("embedded-test", "embedded-val")   # photographs that may be shown; the
 # --- networks and their attention -----------------------------------------------------------------------------------
 
 
-def weights_file(run: Run) -> Path | None:
-    """Where the weights of a finished run are; None if they are not at hand (they are not in the repository)."""
+def trained_network(run: Run) -> SRNetwork | None:
+    """The network of a finished run; None if its weights are not at hand. Raises UnreadableCheckpoint if damaged."""
     path = run.folder / "weights.pt"
-    return path if path.exists() else None
+    if not path.exists():
+        return None
+    model = _ready(run)
+    model.load_state_dict(load_checkpoint(path, run.id)["model"])
+    return model
 
 
 def trained(runs: Iterable[Run]) -> dict[Run, SRNetwork]:
-    """The networks of those runs whose weights are at hand. Raises UnreadableCheckpoint for a damaged file."""
-    networks = {}
-    for run in runs:
-        if path := weights_file(run):
-            networks[run] = _ready(run)
-            networks[run].load_state_dict(load_checkpoint(path, run.id)["model"])
-    return networks
+    """The networks of those runs whose weights are at hand."""
+    networks = {run: trained_network(run) for run in runs}
+    return {run: network for run, network in networks.items() if network is not None}
 
 
 def _ready(run: Run) -> SRNetwork:

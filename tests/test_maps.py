@@ -52,7 +52,7 @@ def test_weights_are_found_read_and_missed(results):
     weights = replace(here, seed=7).build().state_dict()   # not those of the seed
     save_torch({"key": here.id, "model": weights}, here.folder / "weights.pt")
     networks = maps.trained([here, gone])
-    assert list(networks) == [here] and maps.weights_file(gone) is None
+    assert list(networks) == [here] and maps.trained_network(gone) is None
     np.testing.assert_array_equal(networks[here].head.weight.detach().cpu(), weights["head.weight"])
     assert maps.trained([]) == {}
 
