@@ -66,8 +66,9 @@ def test_quarters_are_the_corners_of_the_image():
 
 def test_collected_attention_has_an_image_and_its_quarters():
     models, images = [tiny(seed).build() for seed in (0, 1)], [picture(), picture(33, 50), picture(48, 20)[..., :1]]
-    whole, parts = maps.collect(models, images)
+    whole, parts, compositions = maps.collect(models, images)
     assert whole.shape == (2, 3, 2, 8, 3, 3) and parts.shape == (2, 3, 4, 2, 8, 3, 3)
+    assert compositions.shape == (3, 3, 3)
     quarter = maps.imresize(images[1][:32], 0.5)[:8, -12:]
     np.testing.assert_allclose(parts[1, 1, 1], maps.unit_attention(models[1], quarter), rtol=1e-6)
     with pytest.raises(ValueError, match="two or more images, not 1"):
@@ -134,15 +135,32 @@ def test_shapes_of_images_leave_out_what_all_images_share():
     np.testing.assert_allclose(found, np.broadcast_to([0, 1, 0, 0], found.shape), atol=1e-9)
 
 
+def test_rank_products_average_to_spearmans_correlation():
+    x, y = np.array([1.0, 2, 3, 4, 50]), np.array([2.0, 1, 4, 3, 5])   # squared rank differences add up to 4
+    assert maps.rank_products(x, y).mean() == pytest.approx(1 - 6 * 4 / (5 * 24))
+    assert maps.rank_products(x, -x ** 3).mean() == pytest.approx(-1)
+
+
+def test_composition_is_the_mean_luma_of_the_cells():
+    image = np.zeros((6, 9, 3), np.uint8)
+    image[:2, 3:6] = 255
+    np.testing.assert_allclose(maps.composition(image), [[16, 235, 16], [16, 16, 16], [16, 16, 16]])
+
+
 # --- tables, verdict, figures ---------------------------------------------------------------------------------------
 
 
-def made_up(shapes, seeds=3, images=8, units=2):
-    """Attention whose image-specific part consists of the named shapes in equal energy."""
-    size = random.normal(size=(seeds, images, units, 4, 1, 1, len(shapes)))
-    own = sum(size[..., i] * SHAPES[s] / np.linalg.norm(SHAPES[s]) for i, s in enumerate(shapes))
+def made_up(shapes, seeds=3, images=40, units=2, follow=True):
+    """Attention whose image-specific part mixes the named shapes, as much of each as the composition has, or not."""
+    names = list(shapes)
+    templates = np.array([SHAPES[s] / np.linalg.norm(SHAPES[s]) for s in names])
+    size = random.normal(size=(images, len(names)))
+    attention = size if follow else random.normal(size=size.shape)
+    signs = random.choice([-1, 1], size=(seeds, 1, units, 4, 1, 1))
+    own = signs * np.einsum("bi,ijk->bjk", attention, templates)[:, None, None]
     whole = 1.5 + 0.02 * own + 0.005 * random.normal(size=(1, 1, units, 4, 3, 3))
-    return maps.Attention(whole, whole[:, :, None] + 0.01 * random.normal(size=(seeds, images, 4, units, 4, 3, 3)))
+    parts = whole[:, :, None] + 0.01 * random.normal(size=(seeds, images, 4, units, 4, 3, 3))
+    return maps.Attention(whole, parts, 100 + 9 * np.einsum("bi,ijk->bjk", size, templates))
 
 
 def test_tables_hold_every_unit_and_their_mean():
@@ -160,13 +178,22 @@ def test_tables_hold_every_unit_and_their_mean():
     assert shapes["vertical Prewitt"]["untrained", "of the image", "2"] == pytest.approx(1)
 
 
-@pytest.mark.parametrize(("shapes", "seeds", "verdict"), [
-    (["Laplace", "horizontal Prewitt"], 3, "supported"),
-    (["vertical Prewitt", "horizontal Prewitt"], 3, "mixed"),
-    (["Laplace", "horizontal Prewitt"], 2, "not tested at this budget")])
-def test_c10_asks_for_both_shapes_in_three_seeds(shapes, seeds, verdict):
-    found = maps.c10({"trained": made_up(shapes, seeds)}, config.PROFILES["cpu"])
-    assert found["verdict"] == verdict and "Laplace, less 1/8: " in found["ours"]
+BOTH = ("Laplace", "horizontal Prewitt")
+
+
+@pytest.mark.parametrize(("shapes", "options", "verdict"), [
+    (BOTH, {}, "supported"), (BOTH, {"follow": False}, "mixed"),
+    (("vertical Prewitt", "horizontal Prewitt"), {}, "mixed"), (BOTH, {"seeds": 2}, "not tested at this budget")])
+def test_c10_asks_for_both_shapes_where_the_image_has_them_in_three_seeds(shapes, options, verdict):
+    measured = {"trained": made_up(shapes, **options)}
+    found = maps.c10(measured, config.PROFILES["cpu"])
+    assert found["verdict"] == verdict and found["ours"].count("Laplace") == 2 and "vertical" not in found["ours"]
+    table = maps.question_table(measured).set_index("question")
+    assert table.value["Laplace, less 1/8"] == pytest.approx(
+        maps.own_shapes(measured["trained"].whole)[..., 0].mean() - 1 / 8)
+    assert (table.low <= table.value).all() and len(table) == 7
+    if verdict == "supported":
+        assert table.value["Laplace as in the image"] == pytest.approx(1)
 
 
 def test_c10_without_weights_is_not_tested():
@@ -188,6 +215,7 @@ def test_figures_from_untrained_networks(monkeypatch):
     np.testing.assert_array_equal(measured["trained"].whole, measured["untrained"].whole)   # the same weights
     report.style()
     assert len(maps.figure_shares(measured).axes) == 2
+    assert len(maps.figure_composition(measured["trained"]).axes) == 3
     figure = maps.figure_pictures(network, measured["trained"].whole[0], units=(1, 2))
     assert len(figure.axes) == 3 * (4 + 3 * 2) + 1   # three photographs and the colour bar
     assert maps.measure({}, config.PROFILES["smoke"]) == {}
