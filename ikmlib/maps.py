@@ -151,13 +151,13 @@ def intraclass_correlation(attention: np.ndarray) -> float:
     return (between - within / (attention.shape[1] - 1)) / (between + within)
 
 
-def image_shares(whole: np.ndarray) -> np.ndarray:
-    """What each image's own deviation is of a unit's variance: (S, B, U, C, k, k) -> (S, B, U).
+def image_ratios(whole: np.ndarray) -> np.ndarray:
+    """Each image's own deviation, mean square, over the static variance of its unit: (S, B, U, C, k, k) -> (S, B, U).
 
-    Its mean over images is the share of the variance that lies between images.
+    With r their mean over images, the share of the variance that lies between images is r / (1 + r).
     """
-    own = ((whole - whole.mean(1, keepdims=True)) ** 2).mean((3, 4, 5))
-    return own / whole.var((1, 3, 4, 5))[:, None]
+    static = whole.mean(1, keepdims=True)
+    return ((whole - static) ** 2).mean((3, 4, 5)) / static.var((3, 4, 5))
 
 
 def variance_table(measured: Mapping[str, Attention]) -> pd.DataFrame:
@@ -219,11 +219,24 @@ def shape_table(measured: Mapping[str, Attention]) -> pd.DataFrame:
     return _with_means(table, ["network", "part"])
 
 
-def rank_products(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Contribution of each image to Spearman's rank correlation of x and y (..., B): its mean is the correlation."""
-    ranks = [values.argsort(-1).argsort(-1) for values in (x, y)]
-    zx, zy = ((r - r.mean(-1, keepdims=True)) / r.std(-1, keepdims=True) for r in ranks)
-    return zx * zy
+def rank_correlation(x: np.ndarray, y: np.ndarray, seed: int = 0, resamples: int = 4000) -> Difference:
+    """Spearman's correlation over images of x (B,) and y (S, B), mean over seeds, and its 95 % bootstrap interval.
+
+    Seeds and images are drawn anew; ranks are the sample's. A draw of one image alone has no correlation, and is left
+    out.
+    """
+    rx, ry = (values.argsort(-1).argsort(-1).astype(float) for values in (x, y))
+    (seeds, images), random = y.shape, np.random.default_rng(seed)
+
+    def weighted(w, v):   # how often each image (R, B) and seed (R, S) was drawn, as shares
+        mean_x, mean_y = (w @ rx)[:, None], w @ ry.T
+        covariance = w @ (rx * ry).T - mean_x * mean_y
+        spread = ((w @ rx ** 2)[:, None] - mean_x ** 2) * (w @ (ry ** 2).T - mean_y ** 2)
+        return (np.where(spread > 1e-9, covariance / np.sqrt(np.maximum(spread, 1e-9)), np.nan) * v).sum(1)
+
+    drawn = weighted(*(random.multinomial(n, np.full(n, 1 / n), resamples) / n for n in (images, seeds)))
+    mean = weighted(np.full((1, images), 1 / images), np.full((1, seeds), 1 / seeds)).item()
+    return Difference(mean, *np.nanquantile(drawn, (0.025, 0.975)).tolist(), seeds, images, "rank correlation")
 
 
 def paired_shapes(attention: Attention) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -239,21 +252,15 @@ def paired_shapes(attention: Attention) -> dict[str, tuple[np.ndarray, np.ndarra
 # --- the verdict ----------------------------------------------------------------------------------------------------
 
 
-def _interval(values: np.ndarray, level: float, unit: str) -> Difference:
-    """Mean of values (S, B) minus a level, with the interval over seeds and images."""
-    return Difference(*paired_bootstrap(values - level), *values.shape, unit)
-
-
 def questions(attention: Attention) -> dict[str, Difference]:
-    """What the rule for C10 asks, and the same of the vertical Prewitt, which the paper does not name.
-
-    Intervals take what normalises (total variance, ranks) as it is in the sample.
-    """
+    """What the rule for C10 asks, and the same of the vertical Prewitt, which the paper does not name."""
+    ratios = image_ratios(attention.whole).mean(2)
     found = {f"variance between images, less {LEAST_SPECIFIC:g}:":
-             _interval(image_shares(attention.whole).mean(2), LEAST_SPECIFIC, "of the variance")}
+             Difference(*(r / (1 + r) - LEAST_SPECIFIC for r in paired_bootstrap(ratios)), *ratios.shape,
+                        "of the variance")}
     for shape, (bright, share) in paired_shapes(attention).items():
-        found[f"{shape}, less 1/8:"] = _interval(share, CHANCE, "of the energy")
-        found[f"{shape} as in the image:"] = _interval(rank_products(bright, share), 0, "rank correlation")
+        found[f"{shape}, less 1/8:"] = Difference(*paired_bootstrap(share - CHANCE), *share.shape, "of the energy")
+        found[f"{shape} as in the image:"] = rank_correlation(bright, share)
     return found
 
 
@@ -398,7 +405,7 @@ def figure_composition(attention: Attention):
         axis.scatter(bright, share.mean(0), s=22, color=f"C{i}", alpha=0.7, lw=0)
         axis.axhline(CHANCE, color="0.3", lw=1, ls="--")
         axis.axvline(CHANCE, color="0.3", lw=1, ls="--")
-        axis.set_title(f"{shape}\nrank correlation {rank_products(bright, share).mean():.2f}", fontsize=12)
+        axis.set_title(f"{shape}\nrank correlation {rank_correlation(bright, share).mean:.2f}", fontsize=12)
         axis.set(xlabel="share in mean luma")
     panels[0].set(ylabel="share in attention", ylim=(0, None), xlim=(0, None))
     return figure
