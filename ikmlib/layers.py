@@ -104,7 +104,7 @@ def _conv_each_input_gradient(grad: Tensor, x: Tensor, kernels: Tensor, stride, 
 
 def _modulate(weight: Tensor, attention: Tensor) -> Tensor:
     """w_b = a_b * w for every image (Eq. 12): (Co, Ci, k, k), (B, Ci, k, k) -> (B, Co, Ci, k, k)."""
-    return attention[:, None] * weight
+    return (attention[:, None] * weight).to(weight.dtype)
 
 
 class _IsoConv2d(torch.autograd.Function):
@@ -151,11 +151,13 @@ def modulated_conv2d(x: Tensor, weight: Tensor, attention: Tensor, bias: Tensor 
         return F.conv2d(x, kernel, bias, stride, padding, dilation)
     if not len(x):
         return F.conv2d(x, weight, bias, stride, padding, dilation)
+    if torch.is_autocast_enabled(x.device.type):   # it does not reach into the custom backward: cast before
+        x, weight = (tensor.to(torch.get_autocast_dtype(x.device.type)) for tensor in (x, weight))
     if gradient == "iso":
         y = _IsoConv2d.apply(x, weight, attention, stride, padding, dilation)
     else:
         y = _conv_each(x, _modulate(weight, attention), stride, padding, dilation)
-    return y if bias is None else y + bias.reshape(-1, 1, 1)
+    return y if bias is None else y + bias.reshape(-1, 1, 1).to(y.dtype)
 
 
 class IKMConv2d(nn.Conv2d):

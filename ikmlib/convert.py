@@ -1,0 +1,116 @@
+"""The method in any network: `convert` turns plain convolutions into IKM convolutions, `revert` turns them back.
+
+    from ikmlib.convert import convert, revert
+    convert(net)                              # every convolution that can be
+    convert(net, "layer1.*", strict=True)     # those of one stage, with the threshold x > 0
+    revert(net)
+
+A layer changes its class and nothing else, as under `torch.nn.utils.parametrize`: it stays the same object with the
+same parameters. So weights, `state_dict` keys, hooks, sharing, optimisers that hold the parameters, training mode,
+requires_grad, device, dtype and memory format are what they were.
+
+- `torch.compile`, `torch.export`, autocast and channels_last work as for a plain network. Convert first, then compile.
+- ONNX: export with fixed batch, height and width. PyTorch's exporter freezes the cells of adaptive pooling, so a model
+  exported with free height or width gives wrong values at other sizes (PyTorch 2.13).
+- `DistributedDataParallel`, R processes with b images each, loss averaged over images: gradients are those of one
+  process with all R b images, except that IsO's (`gradient="iso"`) of a modulated kernel is R times as large, because
+  IsO divides by the b images that a process sees. Accumulating gradients over R mini-batches does the same. Adam
+  ignores the factor (but for its epsilon); with SGD or gradient clipping divide these gradients by R, or take
+  "autograd", which has no such factor. "go" averages the attention over a process's images: its outputs depend on R.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from .layers import IKMConv2d
+
+Where = str | Sequence[str] | Callable[[str, nn.Conv2d], bool] | None
+
+
+def obstacle(module: nn.Module) -> str | None:
+    """Why `convert` cannot modulate this layer; None if it can."""
+    if type(module) is not nn.Conv2d:   # a subclass has a forward of its own, which would be lost
+        return f"it is {type(module).__name__}, not nn.Conv2d"
+    if module.groups > 1:
+        return f"it has {module.groups} groups"
+    if module.padding_mode != "zeros":
+        return f"its padding mode is {module.padding_mode!r}"
+    if max(module.kernel_size) == 1:
+        return "its kernel is 1 x 1, where the attention is constant"
+    if module.padding == "same" and any(n % 2 for n in _same_padding(module)):
+        return "its padding 'same' is larger on one side"
+    return None
+
+
+def _same_padding(conv: nn.Conv2d) -> list[int]:
+    """Pixels that padding "same" adds to height and width, both sides together."""
+    return [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+
+
+def _settings(**options) -> dict:
+    """The attributes that IKMConv2d has beyond nn.Conv2d, as its constructor checks and sets them."""
+    with torch.device("meta"):   # draws no random numbers
+        plain, modulated = nn.Conv2d(1, 1, 1), IKMConv2d(1, 1, 1, **options)
+    return {name: value for name, value in vars(modulated).items() if name not in vars(plain)}
+
+
+def _named(module: nn.Module) -> dict[nn.Module, list[str]]:
+    """Every submodule, and all names it has: a shared one has several."""
+    names: dict[nn.Module, list[str]] = {}
+    for name, child in module.named_modules(remove_duplicate=False):
+        names.setdefault(child, []).append(name)
+    return names
+
+
+def _chosen(module: nn.Module, where: Where) -> dict[str, nn.Conv2d]:
+    """First name -> layer of what is to be converted. Raises ValueError as `convert` does."""
+    names = _named(module)
+    able = {child: all_names for child, all_names in names.items() if obstacle(child) is None}
+    if where is None or callable(where):
+        return {n[0]: child for child, n in able.items() if where is None or where(n[0], child)}
+    chosen = set()
+    for pattern in [where] if isinstance(where, str) else where:
+        for child in (child for child, n in names.items() if pattern in n and obstacle(child)):
+            raise ValueError(f"layer {pattern!r} cannot be converted: {obstacle(child)}")
+        matching = {child for child, n in able.items() if any(fnmatchcase(name, pattern) for name in n)}
+        if not matching:
+            raise ValueError(f"no layer that can be converted is called {pattern!r}; these can be: "
+                             + (", ".join(n[0] for n in able.values()) or "none"))
+        chosen |= matching
+    return {n[0]: child for child, n in able.items() if child in chosen}
+
+
+def convert(module: nn.Module, where: Where = None, *, gradient: str = "iso", tau: float | str = 0.0,
+            strict: bool = False, transform: str = "sigmoid") -> tuple[str, ...]:
+    """Modulate convolutions of `module` by each image's own context (`IKMConv2d`), in place; the names of the layers.
+
+    `where`: which; default: all that can be: `nn.Conv2d` itself (no subclass), one group, kernel larger than 1 x 1,
+    padded with zeros. Or a name, a pattern such as "layer1.*", several of them, or a function (name, layer) -> bool of
+    those that can be. The other options are `IKMConv2d`'s. "sigmoid" scales all kernels by about 1.5: train afterwards.
+
+    Raises ValueError for a named layer that cannot be converted, a pattern that fits none that can, an unknown option.
+    """
+    settings, layers = _settings(gradient=gradient, tau=tau, strict=strict, transform=transform), _chosen(module, where)
+    for conv in layers.values():
+        if isinstance(conv.padding, str):
+            conv.padding = tuple(n // 2 for n in _same_padding(conv)) if conv.padding == "same" else (0, 0)
+        conv.__class__ = IKMConv2d
+        vars(conv).update(settings)
+    return tuple(layers)
+
+
+def revert(module: nn.Module) -> tuple[str, ...]:
+    """Turn every IKM convolution of `module` into the plain one with the same weights, in place; their names.
+
+    String padding, which `convert` turns into numbers, stays numbers: "same" of a 3 x 3 kernel is 1.
+    """
+    layers = {names[0]: child for child, names in _named(module).items() if type(child) is IKMConv2d}
+    for conv in layers.values():
+        for name in _settings():
+            del vars(conv)[name]
+        conv.__class__ = nn.Conv2d
+    return tuple(layers)
