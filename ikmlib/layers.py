@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.amp import is_autocast_available
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.utils import _ntuple
 
@@ -151,8 +152,9 @@ def modulated_conv2d(x: Tensor, weight: Tensor, attention: Tensor, bias: Tensor 
         return F.conv2d(x, kernel, bias, stride, padding, dilation)
     if not len(x):
         return F.conv2d(x, weight, bias, stride, padding, dilation)
-    if torch.is_autocast_enabled(x.device.type):   # it does not reach into the custom backward: cast before
-        x, weight = (tensor.to(torch.get_autocast_dtype(x.device.type)) for tensor in (x, weight))
+    device = x.device.type
+    if is_autocast_available(device) and torch.is_autocast_enabled(device):   # the custom backward is outside its reach
+        x, weight = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (x, weight))
     if gradient == "iso":
         y = _IsoConv2d.apply(x, weight, attention, stride, padding, dilation)
     else:
