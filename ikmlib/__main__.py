@@ -1,4 +1,4 @@
-"""Command line: `python -m ikmlib run|train|status|pack|unpack|data|report`."""
+"""Command line: `python -m ikmlib run|train|status|pack|unpack|data|report|weights|upscale`."""
 from __future__ import annotations
 
 import argparse
@@ -46,6 +46,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("sets", nargs="*",
                      help="names of sets; default: T91, BSDS500 and the benchmarks that may be downloaded")
     command("report", "write a profile's REPORT.md and report.html, and the REPORT.md over all profiles")
+    sub = command("weights", "keep the weights of finished runs under results/weights, with a model card, or list them",
+                  profile=False)
+    sub.add_argument("action", choices=("export", "list"))
+    sub.add_argument("runs", nargs="*", type=Path, metavar="RUN_FOLDER", help="of export: results/<profile>/runs/<id>")
+    sub = command("upscale", "enlarge pictures with a trained network; writes PNG files", profile=False)
+    sub.add_argument("inputs", nargs="+", type=Path, metavar="IN", help="pictures, and folders of them")
+    sub.add_argument("-o", "--out", type=Path, required=True, help="a folder or, for one picture, a PNG file")
+    sub.add_argument("--scale", type=int, choices=(2, 3, 4), default=2, help="times as high and wide (default 2)")
+    sub.add_argument("--weights", type=Path, metavar="FILE", help="default: the best of `weights list` for the scale")
     return parser
 
 
@@ -183,8 +192,32 @@ def _report_command(args: argparse.Namespace) -> int:
     return 0
 
 
+def _weights_command(args: argparse.Namespace) -> int:
+    from . import weights
+
+    if args.action == "export" and not args.runs or args.action == "list" and args.runs:
+        raise ValueError("`weights export` takes run folders, `weights list` takes none")
+    for run_folder in args.runs:
+        print(weights.export(run_folder))
+    if args.action == "list":
+        table = weights.table()
+        print(f"no weights in {weights.folder()}" if table.empty else table.to_string(index=False))
+    return 0
+
+
+def _upscale_command(args: argparse.Namespace) -> int:
+    from . import upscale
+
+    written, failed = upscale.upscale(args.inputs, args.out, scale=args.scale, weights_file=args.weights)
+    for path, why in failed.items():
+        print(f"error: {path}: {why}", file=sys.stderr)
+    print(f"{len(written)} written to {args.out}" + (f", {len(failed)} failed" if failed else ""))
+    return int(bool(failed))
+
+
 _COMMANDS = {"run": _run_command, "train": _train_command, "status": _status_command, "pack": _pack_command,
-             "unpack": _unpack_command, "data": _data_command, "report": _report_command}
+             "unpack": _unpack_command, "data": _data_command, "report": _report_command, "weights": _weights_command,
+             "upscale": _upscale_command}
 
 if __name__ == "__main__":
     sys.exit(main())
