@@ -193,12 +193,14 @@ def _report_command(args: argparse.Namespace) -> int:
 
 
 def _weights_command(args: argparse.Namespace) -> int:
-    from . import weights
+    from . import card, weights
 
     if args.action == "export" and not args.runs or args.action == "list" and args.runs:
         raise ValueError("`weights export` takes run folders, `weights list` takes none")
     for run_folder in args.runs:
         print(weights.export(run_folder))
+    if args.runs:
+        print(card.write())
     if args.action == "list":
         table = weights.table()
         print(f"no weights in {weights.folder()}" if table.empty else table.to_string(index=False))

@@ -84,13 +84,13 @@ def _low_bytes(data: bytes) -> Image.Image:
     """The less significant bytes of a picture of 16-bit colour: decoded again, with the bytes of a sample swapped."""
     swap = {"16B": "16L", "16L": "16B", "16N": "16B"}   # N: native, little-endian on every machine that we know
     image, tiles = Image.open(io.BytesIO(data)), []
-    for codec, extents, offset, args in image.tile:
-        raw, *rest = (args,) if isinstance(args, str) else args
+    for tile in image.tile:
+        raw, *rest = (tile.args,) if isinstance(tile.args, str) else tile.args
         layout, _, order = raw.partition(";")
         if order not in swap:
             raise ValueError(f"16-bit samples laid out as {raw}")
         raw = f"{layout};{swap[order]}"
-        tiles.append((codec, extents, offset, raw if isinstance(args, str) else (raw, *rest)))
+        tiles.append(tile._replace(args=(raw, *rest) if rest else raw))
     image.tile = tiles
     image.load()
     return ImageOps.exif_transpose(image)

@@ -17,7 +17,6 @@ from .models import SCALES, Architecture, SRNetwork
 from .trainers import load_checkpoint
 
 METADATA = "ikmlib"   # one key: safetensors writes several in any order, and the file's sha256 would vary
-RECORD = ("id", "profile", "spec", "git_commit", "params")
 
 
 def folder() -> Path:
@@ -26,7 +25,7 @@ def folder() -> Path:
 
 
 def index(where: Path | None = None) -> dict[str, dict]:
-    """Of a folder of weights: file name -> its record (id, profile, spec, commit, scores, bytes, sha256)."""
+    """Of a folder of weights: file name -> its run's record, with `scores`, `bytes` and `sha256`."""
     path = (where or folder()) / "index.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
@@ -43,8 +42,7 @@ def export(run_folder: str | Path) -> Path:
         if not (run_folder / name).exists():
             raise FileNotFoundError(f"{run_folder} has no {name}: weights are exported where the run was trained, once "
                                     "it is finished")
-    whole = json.loads((run_folder / "run.json").read_text())
-    record = {name: whole[name] for name in RECORD}
+    record = json.loads((run_folder / "run.json").read_text())
     state = load_checkpoint(run_folder / "weights.pt", record["id"])["model"]
     _network(record, state, run_folder)
     tensors = {name: tensor.float().contiguous() for name, tensor in state.items()}

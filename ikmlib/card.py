@@ -1,0 +1,97 @@
+"""The model card of the weights: what was trained on what, how well it does, where it fails, what it cost.
+
+Numbers come from the runs' records; the sentences are fixed, and true of every network of this study.
+"""
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from . import config, datasets, protocol, study, weights
+from .data import TEST_TWINS, to_rgb
+from .metrics import psnr_y
+from .report import markdown_table
+
+WORST = 5   # images shown under "where it fails"
+USES = """## What the networks are for
+
+Research on super-resolution: each enlarges RGB photographs by a whole factor. Image sets that are for academic use only
+are named below; whether networks trained on them may be used otherwise was not examined.
+
+- They were trained to undo one thing: MATLAB's bicubic down-sampling. Noise, JPEG blocks and the blur of a lens are
+  outside their training: expect them to stay, or to be sharpened.
+- Nothing was measured on medical, satellite or microscope images.
+- Detail is plausible, not recorded: it is no evidence of who or what a picture shows.
+- Whom the photographs show was not examined, nor whether quality differs between groups of people."""
+
+
+def _data_section(names: tuple[str, ...]) -> str:
+    """The image sets by name, with role, number of images, and licence."""
+    sets = [datasets.SETS[name] for name in dict.fromkeys(names)]
+    table = pd.DataFrame([(s.name, s.role, s.count, s.licence) for s in sets],
+                         columns=["image set", "role", "images", "licence"])
+    twins = "; ".join(f"{name} ({why})" for name, why in TEST_TWINS.items())
+    return ("## Image sets\n\n" + markdown_table(table) + "\n\nNone is in the repository: `python -m ikmlib data "
+            "fetch` downloads those that may be; `ikmlib/registry.csv` has files and sha256 of the smaller ones. No "
+            f"image of a test set is trained on; left out because they show a test image: {twins}.")
+
+
+def gains(entry: dict) -> pd.DataFrame:
+    """Test images that are installed, smallest gain first: set, image, psnr_y and psnr_y_bicubic (dB), gain_db.
+
+    `entry`: of `weights.index()`. Raises FileNotFoundError if the run's scores are not among the records.
+    """
+    scale = entry["spec"]["scale"]
+    path = config.results_root() / entry["profile"] / "runs" / entry["id"] / "scores.csv"
+    scores = pd.read_csv(path, dtype={"image": str})[["set", "image", "psnr_y"]]
+    images = study.test_images(config.get_profile(entry["profile"]), tuple(entry["spec"]["data"]))
+    rows = []
+    for name in sorted(set(scores["set"]) & set(images)):
+        for image, pixels in images[name].items():
+            sr, hr = protocol.bicubic(to_rgb(pixels), scale)
+            rows.append((name, image, psnr_y(sr, hr, shave=scale)))
+    both = scores.merge(pd.DataFrame(rows, columns=["set", "image", "psnr_y_bicubic"]))
+    return both.assign(gain_db=both.psnr_y - both.psnr_y_bicubic).sort_values("gain_db", ignore_index=True)
+
+
+def _scores_section(entry: dict) -> list[str]:
+    """Means a test set and the images that gain least; a sentence in their place where no test set is installed."""
+    per_image = gains(entry)
+    if per_image.empty:
+        return ["Bicubic scores and the images that gain least: not shown, none of the scored sets was installed."]
+    means = per_image.groupby("set", sort=False).agg(
+        images=("image", "count"), psnr_y=("psnr_y", "mean"), psnr_y_bicubic=("psnr_y_bicubic", "mean"),
+        gain_db=("gain_db", "mean"), worst_gain_db=("gain_db", "min")).reset_index()
+    below, worst = int((per_image.gain_db < 0).sum()), per_image.head(WORST)
+    return [markdown_table(means), f"**Where it fails.** {below} of {len(per_image)} images are worse than by bicubic "
+            f"interpolation. The {len(worst)} with the smallest gain:", markdown_table(worst)]
+
+
+def _network_section(name: str, entry: dict) -> list[str]:
+    spec, profile = entry["spec"], config.get_profile(entry["profile"])
+    warning = [] if profile.evidence else ["> **Not for use.** Trained only to see that everything runs."]
+    left_out = ", ".join(entry["left_out_images"]) or "none"
+    return [f"## {name}", *warning,
+            f"x{spec['scale']}; {entry['params']:,} parameters, float32, {entry['bytes'] / 1e6:.1f} MB, sha256 "
+            f"`{entry['sha256']}`; run `{entry['id']}` of profile {profile.name}, commit `{entry['git_commit']}`.",
+            f"Trained on {', '.join(spec['data'])} (files `{entry['data_sha256']}`; images left out: {left_out}): "
+            f"{spec['updates']:,} updates of {spec['batch']} patches of {spec['patch']} x {spec['patch']} LR pixels, "
+            f"seed {spec['seed']}, Adam at {spec['rate']:g} halved after each third, mean absolute error of RGB.",
+            f"Compute: {entry['train_seconds'] / 3600:.2f} hours on {entry['device']}, torch {entry['torch']}.",
+            *_scores_section(entry)]
+
+
+def write() -> Path:
+    """Write `MODEL_CARD.md` beside the weights, for all of them. Raises FileNotFoundError if there are none."""
+    listed = weights.index()
+    if not listed:
+        raise FileNotFoundError(f"no weights in {weights.folder()}: export those of a run first")
+    used = tuple(name for e in listed.values() for name in (*e["spec"]["data"], *e["scores"]))
+    parts = ["# Model card", "Networks of the study of image-specific kernel modulation (arXiv 2111.08362). Scores are "
+             "PSNR on Y in dB, border pixels left out.", USES, _data_section(used)]
+    for name in weights.table().file:
+        parts += _network_section(name, listed[name])
+    path = weights.folder() / "MODEL_CARD.md"
+    study.write_text(path, "\n\n".join(parts) + "\n")
+    return path
