@@ -41,7 +41,10 @@ def pooled_mask(x: Tensor, kernel_size: int | tuple[int, ...], *, tau: float | s
         level = flat.mean(-1) if tau == "mean" else flat.median(-1).values
         tau = level.reshape(*x.shape[:2], *[1] * (x.dim() - 2))
     compare = torch.gt if strict else torch.ge
-    mask = compare(x, tau, out=torch.empty_like(x))   # 0/1 in x's type at once: ten times cheaper than a cast on a CPU
+    if torch.compiler.is_compiling():   # fuses the cast, and does not take out= for channels last
+        mask = compare(x, tau).to(x.dtype)
+    else:   # 0/1 in x's type at once: ten times cheaper than a cast on a CPU
+        mask = compare(x, tau, out=torch.empty_like(x))
     pool = {3: F.adaptive_avg_pool1d, 4: F.adaptive_avg_pool2d}.get(x.dim())
     if pool is None:
         raise ValueError(f"contextual attention takes (B, C, L) or (B, C, H, W), not {tuple(x.shape)}")

@@ -17,6 +17,7 @@ from ikmlib.trainers import super_resolve
 from ikmlib.upscale import Picture, enlarge, plan, png, read
 
 RGB = photographs.astronaut()[100:120, 200:230]      # (20, 30, 3)
+FRAMES = [Image.new("L", (9, 9), value) for value in (0, 99)]
 DEEP = np.random.default_rng(0).integers(0, 65536, (6, 9, 3), dtype=np.uint16)
 
 
@@ -178,7 +179,7 @@ def test_cmyk_becomes_rgb_and_a_profile_is_kept(tmp_path):
 @pytest.mark.parametrize(("name", "content", "message"), [
     ("text.png", b"hello", "no picture"), ("empty.png", b"", "no picture"),
     ("cut.png", encoded(Image.fromarray(RGB), "PNG")[:-600], "damaged"),
-    ("two.gif", encoded(Image.new("L", (9, 9)), "GIF", save_all=True, append_images=[Image.new("L", (9, 9), 99)]), "2 fr"),
+    ("two.gif", encoded(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:]), "2 frames"),
     ("float.tif", encoded(Image.fromarray(RGB[..., 0].astype(np.float32)), "TIFF"), "32-bit F; allowed"),
 ])
 def test_what_cannot_be_read_is_named(tmp_path, name, content, message):
