@@ -11,11 +11,12 @@ requires_grad, device, dtype and memory format are what they were.
 
 - `torch.compile`, `torch.export`, autocast and channels_last work as for a plain network. Convert first, then compile.
 - ONNX: export with fixed batch, height and width. PyTorch's exporter freezes the cells of adaptive pooling, so a model
-  exported with free height or width gives wrong values at other sizes (PyTorch 2.13).
-- `DistributedDataParallel`, R processes with b images each, loss averaged over images: gradients are those of one
-  process with all R b images, except that IsO's (`gradient="iso"`) of a modulated kernel is R times as large, because
-  IsO divides by the b images that a process sees. Accumulating gradients over R mini-batches does the same. Adam
-  ignores the factor (but for its epsilon); with SGD or gradient clipping divide these gradients by R, or take
+  exported with free height or width gives wrong values at other sizes (PyTorch 2.13). Where features are a multiple of
+  the kernel size high and wide, the graph is ten times smaller.
+- `DistributedDataParallel`, R processes of b images, loss averaged over images, no batch normalisation: gradients
+  are those of one process with all R b images, except that IsO's (`gradient="iso"`) of a modulated kernel is R times as
+  large, because IsO divides by the b images that a process sees. Accumulating gradients over R mini-batches does the
+  same. Adam ignores the factor (but for epsilon); with SGD or gradient clipping divide these gradients by R, or take
   "autograd", which has no such factor. "go" averages the attention over a process's images: its outputs depend on R.
 """
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import warnings
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import study, weights
+from . import config, study, weights
 
 # Pillow's modes: grey, with transparency, and all that are read (8 bits; 16 bits)
 GREY, ALPHA = ("1", "L", "LA", "La"), ("LA", "La", "PA", "RGBA", "RGBa")
@@ -212,6 +213,8 @@ def upscale(inputs: Iterable[str | os.PathLike], out: str | os.PathLike, *, scal
     model, record = weights.load(weights_file)
     if model.scale != scale:
         raise ValueError(f"{weights_file} enlarges {model.scale} times, not {scale}")
+    if not config.get_profile(record["profile"]).evidence:
+        warnings.warn(f"{weights_file}: trained only to see that everything runs; bicubic is better", stacklevel=2)
     model = model.to(study.default_device(), memory_format=torch.channels_last)
     taken, written, failed = {path.resolve() for path, _ in pairs}, [], {}
     for source, target in tqdm(pairs, f"{record['id']} ({record['profile']})", unit="file", disable=not show):
