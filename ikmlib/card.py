@@ -10,6 +10,7 @@ import pandas as pd
 
 from . import config, datasets, protocol, study, weights
 from .data import TEST_TWINS, to_rgb
+from .files import write_text
 from .metrics import psnr_y
 from .report import markdown_table
 
@@ -93,5 +94,5 @@ def write() -> Path:
     for name in weights.table().file:
         parts += _network_section(name, listed[name])
     path = weights.folder() / "MODEL_CARD.md"
-    study.write_text(path, "\n\n".join(parts) + "\n")
+    write_text(path, "\n\n".join(parts) + "\n")
     return path

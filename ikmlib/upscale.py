@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import config, study, weights
+from .files import write_bytes
 
 # Pillow's modes: grey, with transparency, and all that are read (8 bits; 16 bits)
 GREY, ALPHA = ("1", "L", "LA", "La"), ("LA", "La", "PA", "RGBA", "RGBa")
@@ -221,7 +222,7 @@ def upscale(inputs: Iterable[str | os.PathLike], out: str | os.PathLike, *, scal
         try:
             if target.resolve() in taken:
                 raise ValueError(f"its result {target} is an input or another one's result: not overwritten")
-            study.write_bytes(target, png(enlarge(model, read(source))))
+            write_bytes(target, png(enlarge(model, read(source))))
         except (OSError, ValueError, RuntimeError, MemoryError) as error:
             failed[source] = str(error) or type(error).__name__
         else:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from . import config, study
+from . import config
+from .files import write_bytes, write_text
 from .models import SCALES, Architecture, SRNetwork
 from .trainers import load_checkpoint
 
@@ -48,9 +49,9 @@ def export(run_folder: str | Path) -> Path:
     tensors = {name: tensor.float().contiguous() for name, tensor in state.items()}
     data = save(tensors, {METADATA: json.dumps(record, sort_keys=True)})
     target = folder() / f"{record['id']}.safetensors"
-    study.write_bytes(target, data)
+    write_bytes(target, data)
     entry = {**record, "scores": _scores(run_folder), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    study.write_text(folder() / "index.json", json.dumps({**index(), target.name: entry}, indent=1) + "\n")
+    write_text(folder() / "index.json", json.dumps({**index(), target.name: entry}, indent=1) + "\n")
     return target
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageCms
 from skimage import data as photographs
 
-from ikmlib import card, config, study, upscale, weights
+from ikmlib import card, config, files, study, upscale, weights
 from ikmlib.__main__ import main
 from ikmlib.models import Architecture, SRNetwork
 from ikmlib.trainers import super_resolve
@@ -38,7 +38,7 @@ def file(trained, tmp_path, monkeypatch):
     run, folder = trained
     monkeypatch.setenv("IKM_RESULTS", str(tmp_path / "records"))
     for name in ("run.json", "scores.csv"):
-        study.write_bytes(run.folder / name, (folder / name).read_bytes())
+        files.write_bytes(run.folder / name, (folder / name).read_bytes())
     return weights.export(folder)
 
 
@@ -110,7 +110,7 @@ def test_best_weights_are_the_largest_profile_s_then_the_highest_psnr(file):
     entry = weights.index()[file.name]
     better = {**entry, "scores": {"Set5": {"images": 5, "psnr_y": 99, "ssim_y": 1}}}
     third = {**better, "spec": {**entry["spec"], "scale": 3}}
-    study.write_text(weights.folder() / "index.json",
+    files.write_text(weights.folder() / "index.json",
                      json.dumps({"a": entry, "b": better, "c": {**entry, "profile": "cpu"}, "d": third}))
     assert list(weights.table().file) == ["c", "b", "a", "d"]
     assert weights.best(2).name == "c" and weights.best(3).name == "d"
