@@ -59,16 +59,16 @@ def proportion_transform(pooled: Tensor, transform: str = "sigmoid") -> Tensor:
     "residual"  a = 1 + softmax(p) - 1/n, an older form: within 1 +- 1/n
     """
     _require("transform", transform, TRANSFORMS)
-    cells = pooled.flatten(2)
-    n = cells.shape[-1]
-    share = torch.softmax(cells, dim=-1)
+    cells = pooled.flatten(2).transpose(1, 2)   # (B, n, Ci): along the last axis, of nine, softmax is slow on a CPU
+    n = cells.shape[1]
+    share = torch.softmax(cells, dim=1)
     if transform == "sigmoid":
         attention = 1 + torch.sigmoid(n * share - 1)
     elif transform == "softmax":
         attention = n * share
     else:
         attention = 1 + share - 1 / n
-    return attention.reshape(pooled.shape)
+    return attention.transpose(1, 2).unflatten(2, pooled.shape[2:])
 
 
 def contextual_attention(x: Tensor, kernel_size: int | tuple[int, ...], *, tau: float | str = 0.0, strict: bool = False,
@@ -137,9 +137,26 @@ class _IsoConv2d(torch.autograd.Function):
         return grad_x, grad_weight, None, None, None, None
 
 
-def modulated_conv2d(x: Tensor, weight: Tensor, attention: Tensor, bias: Tensor | None = None, *, stride=1, padding=0,
-                     dilation=1, gradient: str = "iso") -> Tensor:
-    """Convolution of image b with a_b * w (Eq. 7). x (B, Ci, H, W), weight (Co, Ci, k, k), attention (B, Ci, k, k).
+class _IsoKernel(torch.autograd.Function):
+    """IsO where all B images have the same attention: a * w, and dL/dw = dL/d(a * w) / B, without the factor a."""
+
+    @staticmethod
+    def forward(ctx, weight, attention, images):
+        ctx.images = images
+        return weight * attention
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return grad / ctx.images, None, None
+
+
+def modulated_conv2d(x: Tensor, weight: Tensor, attention: Tensor | float, bias: Tensor | None = None, *, stride=1,
+                     padding=0, dilation=1, gradient: str = "iso") -> Tensor:
+    """Convolution of image b with a_b * w (Eq. 7). x (B, Ci, H, W), weight (Co, Ci, k, k).
+
+    attention (B, Ci, k, k), or a number, the same for all images: then one plain convolution serves them all, as it
+    does for a batch of one.
 
     `gradient` chooses how the shared kernel w learns:
     "iso"       dL/dw = mean_b dL/dw_b, the paper's Algorithm 1
@@ -150,11 +167,11 @@ def modulated_conv2d(x: Tensor, weight: Tensor, attention: Tensor, bias: Tensor 
     _require("gradient rule", gradient, GRADIENTS)
     pair = _ntuple(2)
     stride, padding, dilation = pair(stride), pair(padding), pair(dilation)
-    if len(x) <= 1 and gradient != "iso" or gradient == "go":
-        kernel = weight * attention.mean(0) if len(x) else weight
+    if isinstance(attention, Tensor) and (gradient == "go" or len(x) <= 1):
+        attention = attention.mean(0) if len(x) else 1.0
+    if not isinstance(attention, Tensor) or attention.dim() == 3:   # one kernel for all images
+        kernel = _IsoKernel.apply(weight, attention, max(len(x), 1)) if gradient == "iso" else weight * attention
         return F.conv2d(x, kernel, bias, stride, padding, dilation)
-    if not len(x):
-        return F.conv2d(x, weight, bias, stride, padding, dilation)
     device = x.device.type
     if is_autocast_available(device) and torch.is_autocast_enabled(device):   # the custom backward is outside its reach
         x, weight = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (x, weight))
@@ -190,11 +207,24 @@ class IKMConv2d(nn.Conv2d):
         """Pooled masks of x, (B, C, k, k); x may be a part of this layer's input channels."""
         return pooled_mask(x, self.kernel_size, tau=self.tau, strict=self.strict)
 
-    def forward(self, x: Tensor, pooled: Tensor | None = None) -> Tensor:
-        """x (B, Ci, H, W) -> (B, Co, H', W'). `pooled` (B, Ci, k, k), if the caller has pooled x already."""
+    def attend(self, x: Tensor, *, after_relu: bool = False) -> Tensor | float:
+        """Attention of x, (B, C, k, k); x may be a part of this layer's input channels.
+
+        `after_relu`: x >= 0 by construction. With a number tau <= 0, not strict, every pixel is then principal and the
+        attention a constant, returned as a number without a look at x. (A NaN is not principal: where there is one,
+        the output is NaN either way, but what the NaN's channel adds elsewhere in its image is not quite the same.)
+        """
+        if after_relu and not self.strict and not isinstance(self.tau, str) and self.tau <= 0:
+            return 1.5 if self.transform == "sigmoid" else 1.0   # all cells are alike: n softmax(p) = 1
+        return proportion_transform(self.pool(x), self.transform)
+
+    def forward(self, x: Tensor, pooled: Tensor | None = None, *, after_relu: bool = False) -> Tensor:
+        """x (B, Ci, H, W) -> (B, Co, H', W'). `pooled` (B, Ci, k, k), if the caller has pooled x already; `after_relu`:
+        see `attend`."""
         if x.dim() == 3:
-            return self.forward(x[None])[0]
-        attention = proportion_transform(self.pool(x) if pooled is None else pooled, self.transform)
+            return self.forward(x[None], after_relu=after_relu)[0]
+        attention = (self.attend(x, after_relu=after_relu) if pooled is None
+                     else proportion_transform(pooled, self.transform))
         return modulated_conv2d(x, self.weight, attention, self.bias, stride=self.stride, padding=self.padding,
                                 dilation=self.dilation, gradient=self.gradient)
 

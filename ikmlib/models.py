@@ -6,13 +6,16 @@ growth g.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import ATTENTIONS, ChannelAttention, IKMConv2d, SpatialAttention, _require
+from .layers import ATTENTIONS, ChannelAttention, IKMConv2d, SpatialAttention, _require, modulated_conv2d
 
 SCALES = (2, 3, 4)
 BLOCKS = ("rb", "db", "rdb", "uhdb")
@@ -82,19 +85,75 @@ class DenseUnit(nn.Module):
         self.transition = nn.Conv2d(c + depth * g, c, 1, bias=False)   # never modulated
         self.modulated = arch.attention == "ikm"
 
+    def _spread(self, feature: Tensor, i: int) -> Tensor:
+        """What one feature, x (i = 0) or the i-th layer's output, adds to all later layers: (B, (d - i) g, H, W)."""
+        conv = self.convs[i]
+        start = conv.in_channels - feature.shape[1]
+        weight = torch.cat([later.weight[:, start:conv.in_channels] for later in self.convs[i:]])
+        if not self.modulated:
+            return F.conv2d(feature, weight, None, conv.stride, conv.padding, conv.dilation)
+        return modulated_conv2d(feature, weight, conv.attend(feature, after_relu=i > 0), stride=conv.stride,
+                                padding=conv.padding, dilation=conv.dilation, gradient=conv.gradient)
+
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W) -> same shape. With IKM every feature is pooled once and serves all later layers."""
-        pool = self.convs[0].pool if self.modulated and len(self.convs) else None
-        pooled = pool(x) if pool else None
-        for conv, attention in zip(self.convs, self.attentions, strict=True):
-            y = F.relu(attention(conv(x, pooled) if pool else conv(x)))
-            x = torch.cat([x, y], 1)
-            if pool and conv is not self.convs[-1]:
-                pooled = torch.cat([pooled, pool(y)], 1)
-        return self.transition(x)
+        """x (B, C, H, W) -> same shape.
+
+        Written by inputs, not by layers: a convolution is a sum over its input channels and attention belongs to a
+        channel, so each feature is attended to and convolved once, for all the layers that read it. Nothing is
+        concatenated until the transition, and with IKM a unit has one modulated convolution instead of d wherever the
+        attention of the ReLUs' outputs is constant.
+        """
+        features, sums = [x], None
+        for i, attention in enumerate(self.attentions):
+            spread = self._spread(features[-1], i)
+            sums = spread if sums is None else sums + spread
+            y, sums = sums.tensor_split([self.convs[i].out_channels], 1)
+            features.append(F.relu(attention(y)))
+        return self.transition(torch.cat(features, 1))
 
 
-class ResidualBlocks(nn.Module):
+# A network is a chain of steps: generators yield `Step`s and are sent each one's output. `run` computes them on whole
+# images; `tiling` computes the same ones band by band.
+
+
+class Step(NamedTuple):
+    """One step: function(x) + skip; a list x is concatenated first. `modules`: whose convolutions `function` runs."""
+
+    function: Callable[[Tensor], Tensor]
+    x: Tensor | list[Tensor]
+    skip: Tensor | None = None
+    modules: nn.Module | None = None   # None: `function` is the module
+
+    def compute(self) -> Tensor:
+        y = self.function(torch.cat(self.x, 1) if isinstance(self.x, list) else self.x)
+        return y if self.skip is None else y + self.skip
+
+
+Steps = Generator[Step, Tensor, Tensor]
+
+
+def run(steps: Steps) -> Tensor:
+    """The result of a chain of steps."""
+    output = None
+    try:
+        while True:
+            output = steps.send(output).compute()
+    except StopIteration as stop:
+        return stop.value
+
+
+class Block(nn.Module):
+    """A block of the backbone, (B, C, H, W) -> same shape; subclasses say what its steps are."""
+
+    def steps(self, x: Tensor) -> Steps:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) -> same shape."""
+        return run(self.steps(x))
+
+
+class ResidualBlocks(Block):
     """RB: a chain of residual blocks as in EDSR, no batch normalisation, no biases: y = conv(relu(conv(x))) + x."""
 
     def __init__(self, arch: Architecture):
@@ -103,28 +162,29 @@ class ResidualBlocks(nn.Module):
         self.convs = nn.ModuleList(nn.ModuleList(_conv(arch, c, c) for _ in range(depth)) for depth in arch.depths)
         self.attentions = nn.ModuleList(
             nn.ModuleList(_feature_attention(arch, c) for _ in range(depth)) for depth in arch.depths)
+        self.known = {"after_relu": True} if arch.attention == "ikm" else {}
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W) -> same shape."""
+    def _chain(self, x: Tensor, convs: nn.ModuleList, attentions: nn.ModuleList) -> Tensor:
+        for i, (conv, attention) in enumerate(zip(convs, attentions, strict=True)):
+            x = attention(conv(F.relu(x), **self.known) if i else conv(x))
+        return x
+
+    def steps(self, x: Tensor) -> Steps:
         for convs, attentions in zip(self.convs, self.attentions, strict=True):
-            y = x
-            for i, (conv, attention) in enumerate(zip(convs, attentions, strict=True)):
-                y = attention(conv(F.relu(y) if i else y))
-            x = x + y
+            x = yield Step(partial(self._chain, convs=convs, attentions=attentions), x, skip=x, modules=convs)
         return x
 
 
-class DenseBlock(nn.Module):
+class DenseBlock(Block):
     """DB: a chain of U dense units without residual connections."""
 
     def __init__(self, arch: Architecture):
         super().__init__()
         self.units = nn.ModuleList(DenseUnit(arch, depth) for depth in arch.depths)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W) -> same shape."""
+    def steps(self, x: Tensor) -> Steps:
         for unit in self.units:
-            x = unit(x)
+            x = yield Step(unit, x)
         return x
 
 
@@ -135,13 +195,11 @@ class ResidualDenseBlock(DenseBlock):
         super().__init__(arch)
         self.fusion = nn.Conv2d((len(arch.depths) + 1) * arch.channels, arch.channels, 1, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W) -> same shape."""
+    def steps(self, x: Tensor) -> Steps:
         features = [x]
         for unit in self.units:
-            x = unit(x) + x
-            features.append(x)
-        return self.fusion(torch.cat(features, 1))
+            features.append((yield Step(unit, features[-1], skip=features[-1])))
+        return (yield Step(self.fusion, features))
 
 
 class UHourglassDenseBlock(DenseBlock):
@@ -150,14 +208,14 @@ class UHourglassDenseBlock(DenseBlock):
     For U = 6: x1=F1(x); x2=F2(x1); x3=F3(x2); x4=F4(x3)+x2; x5=F5(x4)+x1; y=F6(x5)+x.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W) -> same shape."""
-        outputs = [x]
+    def steps(self, x: Tensor) -> Steps:
+        skips = []   # last in, first out, so that no feature map is kept longer than it is needed
         for u, unit in enumerate(self.units, 1):
             partner = len(self.units) - u
-            y = unit(outputs[-1])
-            outputs.append(y + outputs[partner] if partner < u else y)
-        return outputs[-1]
+            if partner >= u - 1:
+                skips.append(x)
+            x = yield Step(unit, x, skip=skips.pop() if partner < u else None)
+        return x
 
 
 _BLOCKS = {"rb": ResidualBlocks, "db": DenseBlock, "rdb": ResidualDenseBlock, "uhdb": UHourglassDenseBlock}
@@ -195,11 +253,17 @@ class SRNetwork(nn.Module):
         self.register_buffer("mean", torch.tensor(RGB_MEAN).reshape(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(RGB_STD).reshape(3, 1, 1), persistent=False)
 
+    def steps(self, x: Tensor) -> Steps:
+        """From normalised LR to normalised SR."""
+        head = x = yield Step(self.head, x)
+        for block in self.blocks:
+            x = yield from block.steps(x)
+        x = yield Step(self.fuse, x, skip=head)
+        return (yield Step(nn.Sequential(self.upscale, self.tail), x))
+
     def forward(self, x: Tensor) -> Tensor:
         """x (B, 3, H, W) -> (B, 3, sH, sW)."""
-        x = self.head((x - self.mean) / self.std)
-        x = x + self.fuse(self.blocks(x))
-        return self.tail(self.upscale(x)) * self.std + self.mean
+        return run(self.steps((x - self.mean) / self.std)) * self.std + self.mean
 
 
 def build_model(name: str, *, scale: int = 2, attention: str = "ikm") -> SRNetwork:
@@ -221,13 +285,14 @@ def complexity(model: nn.Module, scale: int) -> tuple[int, int]:
     shadow = copy.deepcopy(model).to("meta").eval()
     total = 0
 
-    def count(conv, inputs, output):
+    def count(module, inputs, output):
         nonlocal total
-        per_position = conv.weight.numel() + (0 if conv.bias is None else conv.bias.numel())
+        convs = module.convs if isinstance(module, DenseUnit) else [module]   # a unit does not call its layers
+        per_position = sum(p.numel() for conv in convs for p in conv.parameters())
         total += per_position * output.shape[-2] * output.shape[-1]
 
     for module in shadow.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d | DenseUnit):
             module.register_forward_hook(count)
     with torch.no_grad():
         shadow(torch.empty(1, 3, 360 // scale, 480 // scale, device="meta"))

@@ -20,9 +20,9 @@ from tqdm.auto import tqdm
 
 from . import config, datasets
 from .data import _contributions, crop_to_multiple, imresize, to_rgb
-from .layers import IKMConv2d, contextual_attention, modulated_conv2d, proportion_transform
+from .layers import contextual_attention, modulated_conv2d, proportion_transform
 from .metrics import luma, psnr_y, ssim_y
-from .models import ARCHITECTURES, SCALES, Architecture, SRNetwork, complexity
+from .models import ARCHITECTURES, SCALES, Architecture, DenseUnit, SRNetwork, complexity
 
 DIGITS = {"psnr": 2, "ssim": 4}   # as the paper prints them
 MATLAB = "MATLAB imresize"
@@ -236,9 +236,16 @@ def network_attention(strict: bool) -> list[Tensor]:
     Of the Ci channels the first C = 64, the unit's input, are signed; the others come out of a ReLU. `strict`: x > 0.
     """
     model, attention = _untrained(strict), []
+
+    def collect(unit, inputs):   # Eqs. 16-17, a layer at a time
+        features = inputs[0]
+        for conv in unit.convs:
+            attention.append(contextual_attention(features, 3, strict=strict)[0])
+            features = torch.cat([features, F.relu(conv(features))], 1)
+
     for module in model.modules():
-        if isinstance(module, IKMConv2d):
-            module.register_forward_pre_hook(lambda conv, inputs: attention.append(proportion_transform(inputs[1])[0]))
+        if isinstance(module, DenseUnit):
+            module.register_forward_pre_hook(collect)
     with torch.no_grad():
         model(_patches(1))
     return attention
