@@ -108,7 +108,7 @@ def _conv_each_input_gradient(grad: Tensor, x: Tensor, kernels: Tensor, stride, 
 
 def _modulate(weight: Tensor, attention: Tensor) -> Tensor:
     """w_b = a_b * w for every image (Eq. 12): (Co, Ci, k, k), (B, Ci, k, k) -> (B, Co, Ci, k, k)."""
-    return (attention[:, None] * weight).to(weight.dtype)
+    return (weight * attention[:, None]).to(weight.dtype)   # the weight first: its memory format is the kernels'
 
 
 class _IsoConv2d(torch.autograd.Function):
@@ -167,8 +167,11 @@ def modulated_conv2d(x: Tensor, weight: Tensor, attention: Tensor | float, bias:
     _require("gradient rule", gradient, GRADIENTS)
     pair = _ntuple(2)
     stride, padding, dilation = pair(stride), pair(padding), pair(dilation)
-    if isinstance(attention, Tensor) and (gradient == "go" or len(x) <= 1):
-        attention = attention.mean(0) if len(x) else 1.0
+    if isinstance(attention, Tensor):
+        if not len(x):
+            attention = 1.0
+        elif len(x) == 1 or gradient == "go":
+            attention = attention[0] if len(x) == 1 else attention.mean(0)
     if not isinstance(attention, Tensor) or attention.dim() == 3:   # one kernel for all images
         kernel = _IsoKernel.apply(weight, attention, max(len(x), 1)) if gradient == "iso" else weight * attention
         return F.conv2d(x, kernel, bias, stride, padding, dilation)

@@ -85,14 +85,14 @@ class DenseUnit(nn.Module):
         self.transition = nn.Conv2d(c + depth * g, c, 1, bias=False)   # never modulated
         self.modulated = arch.attention == "ikm"
 
-    def _spread(self, feature: Tensor, i: int) -> Tensor:
-        """What one feature, x (i = 0) or the i-th layer's output, adds to all later layers: (B, (d - i) g, H, W)."""
-        conv = self.convs[i]
-        start = conv.in_channels - feature.shape[1]
-        weight = torch.cat([later.weight[:, start:conv.in_channels] for later in self.convs[i:]])
+    def _spread(self, feature: Tensor, readers: list[nn.Conv2d], after_relu: bool) -> Tensor:
+        """What a feature adds to the layers that read it, of which the first has it last: (B, len(readers) g, H, W)."""
+        conv = readers[0]
+        own = slice(conv.in_channels - feature.shape[1], conv.in_channels)
+        weight = torch.cat([reader.weight[:, own] for reader in readers])
         if not self.modulated:
             return F.conv2d(feature, weight, None, conv.stride, conv.padding, conv.dilation)
-        return modulated_conv2d(feature, weight, conv.attend(feature, after_relu=i > 0), stride=conv.stride,
+        return modulated_conv2d(feature, weight, conv.attend(feature, after_relu=after_relu), stride=conv.stride,
                                 padding=conv.padding, dilation=conv.dilation, gradient=conv.gradient)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -103,11 +103,12 @@ class DenseUnit(nn.Module):
         concatenated until the transition, and with IKM a unit has one modulated convolution instead of d wherever the
         attention of the ReLUs' outputs is constant.
         """
-        features, sums = [x], None
+        convs, features, sums = list(self.convs), [x], None
         for i, attention in enumerate(self.attentions):
-            spread = self._spread(features[-1], i)
-            sums = spread if sums is None else sums + spread
-            y, sums = sums.tensor_split([self.convs[i].out_channels], 1)
+            spread = self._spread(features[-1], convs[i:], i > 0)
+            sums = spread if sums is None else spread.add_(sums)
+            growth = convs[i].out_channels
+            y, sums = sums.split([growth, sums.shape[1] - growth], 1)
             features.append(F.relu(attention(y)))
         return self.transition(torch.cat(features, 1))
 

@@ -42,6 +42,41 @@ def plain_loop(x, weight, attention, padding, dilation):
                       for b in range(len(x))])
 
 
+class ReleasedIso(torch.autograd.Function):
+    """Algorithm 1 as the paper writes it: a grouped convolution with B kernels, whose gradients are averaged."""
+
+    @staticmethod
+    def forward(ctx, x, weight, attention, *geometry):
+        ctx.save_for_backward(x, weight, attention)
+        ctx.geometry = geometry
+        return ReleasedIso.grouped(x, attention[:, None] * weight, *geometry)
+
+    @staticmethod
+    def grouped(x, kernels, stride, padding, dilation):
+        y = F.conv2d(x.flatten(0, 1)[None], kernels.flatten(0, 1), None, stride, padding, dilation, groups=len(x))
+        return y.unflatten(1, (len(x), -1))[0]
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight, attention = ctx.saved_tensors
+        with torch.enable_grad():
+            x, kernels = x.detach().requires_grad_(), (attention[:, None] * weight).detach().requires_grad_()
+            y = ReleasedIso.grouped(x, kernels, *ctx.geometry)
+        gx, gk = torch.autograd.grad(y, (x, kernels), grad)
+        return gx, gk.mean(0), *[None] * 4
+
+
+def reference_conv(x, weight, attention, bias, rule, stride=1, padding=0, dilation=1):
+    """The grouped convolution of the paper, for every gradient rule."""
+    if rule == "iso":
+        y = ReleasedIso.apply(x, weight, attention, stride, padding, dilation)
+    elif rule == "go":
+        y = F.conv2d(x, weight * attention.mean(0), None, stride, padding, dilation)
+    else:
+        y = ReleasedIso.grouped(x, attention[:, None] * weight, stride, padding, dilation)
+    return y if bias is None else y + bias[:, None, None]
+
+
 @pytest.mark.parametrize("transform", ["sigmoid", "softmax", "residual"])
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("size", [(6, 6), (7, 10), (3, 5)])
@@ -124,6 +159,58 @@ def test_each_gradient_rule_is_its_definition(shape):
     w = weight.clone().requires_grad_()  # general optimisation: one kernel, modulated by the mean attention
     expected = F.conv2d(x, w * attention.mean(0), padding=padding, dilation=dilation)
     torch.testing.assert_close(gradients("go"), (expected, *torch.autograd.grad(expected, [x, w], out_gradient)))
+
+
+settings_of_cag = st.fixed_dictionaries({
+    "tau": st.sampled_from([0.0, -0.5, 0.3, "mean", "median"]), "strict": st.booleans(),
+    "transform": st.sampled_from(["sigmoid", "softmax", "residual"])})
+
+
+@settings(max_examples=150, deadline=None)
+@given(shapes, st.integers(1, 2), st.sampled_from(GRADIENTS), settings_of_cag, st.booleans(), st.booleans(),
+       st.sampled_from(["plain", "pooled", "after_relu"]), st.sampled_from([torch.float32, torch.float64]))
+def test_outputs_and_all_gradients_are_the_grouped_convolutions(shape, stride, rule, cag, bias, channels_last, call,
+                                                                dtype):
+    """Sums of at most 5 x 25 x 4 x 196 products of normal numbers in another order: 1e-4 in float32 (unit roundoff
+    6e-8 times the root of their number, times their size), 1e-12 in float64."""
+    b, ci, co, h, w, k, dilation = shape
+    geometry = dict(stride=stride, padding=dilation * (k - 1) // 2 + 1, dilation=dilation)
+    layer = IKMConv2d(ci, co, k, bias=bias, gradient=rule, **geometry, **cag).to(dtype)
+    x = torch.randn(b, ci, h, w, dtype=dtype)
+    x = (x.relu() if call == "after_relu" else x)
+    x = x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format).requires_grad_()
+    given_to = {"plain": {}, "pooled": {"pooled": layer.pool(x)}, "after_relu": {"after_relu": True}}[call]
+    y = layer(x, **given_to)
+    reference = reference_conv(x, layer.weight, contextual_attention(x, k, **cag), layer.bias, rule, **geometry)
+    learn = [x, *layer.parameters()]
+    grad = torch.randn_like(reference)
+    tolerance = dict(rtol=1e-4, atol=1e-4) if dtype == torch.float32 else dict(rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(y, reference, **tolerance)
+    torch.testing.assert_close(torch.autograd.grad(y, learn, grad), torch.autograd.grad(reference, learn, grad),
+                               **tolerance)
+
+
+def test_the_constant_after_a_relu_is_taken_without_a_look_only_where_it_is_one():
+    x = torch.randn(2, 3, 9, 9).relu()
+    for cag, constant in (({}, 1.5), ({"tau": -1}, 1.5), ({"transform": "softmax"}, 1.0),
+                          ({"transform": "residual"}, 1.0), ({"strict": True}, None), ({"tau": 0.1}, None),
+                          ({"tau": "mean"}, None)):
+        layer = IKMConv2d(3, 2, 3, **cag)
+        found = layer.attend(x, after_relu=True)
+        assert isinstance(found, float) == (constant is not None)
+        expected = contextual_attention(x, 3, **cag)
+        torch.testing.assert_close(torch.as_tensor(found).expand(2, 3, 3, 3), expected)
+        assert torch.equal(layer.attend(x), expected)
+
+
+def test_a_nan_spreads_as_far_as_the_kernel_and_only_in_its_image():
+    x = torch.randn(2, 3, 9, 9).relu()
+    x[0, 1, 4, 4] = math.nan
+    layer = IKMConv2d(3, 2, 3, padding=1)
+    expected = torch.zeros(2, 2, 9, 9, dtype=torch.bool)
+    expected[0, :, 3:6, 3:6] = True
+    for after_relu in (False, True):
+        assert torch.equal(layer(x, after_relu=after_relu).isnan(), expected)
 
 
 def test_bias_gradient_is_exact():

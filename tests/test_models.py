@@ -4,11 +4,15 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ikmlib.models import (
     ARCHITECTURES,
     Architecture,
     DenseUnit,
+    ResidualBlocks,
+    ResidualDenseBlock,
     SRNetwork,
     UHourglassDenseBlock,
     build_model,
@@ -77,14 +81,53 @@ def test_u_hourglass_block_is_equation_19():
     torch.testing.assert_close(block(x), f6(x5) + x)
 
 
-@pytest.mark.parametrize("options", [{}, {"strict": True}, {"tau": "mean"}, {"kernel": 5, "dilation": 2}])
-def test_dense_unit_pools_each_feature_once_without_changing_the_result(options):
-    unit = DenseUnit(Architecture(channels=6, growth=4, **options), 3).double()
-    x = torch.randn(2, 6, 12, 9, dtype=torch.float64)
-    features = x
-    for conv in unit.convs:   # Eqs. 16-17 with every layer generating its own attention
-        features = torch.cat([features, F.relu(conv(features))], 1)
-    torch.testing.assert_close(unit(x), unit.transition(features))
+def layer_by_layer(unit, x):
+    """Eqs. 16-17 as written: every layer reads a concatenation and generates its own attention."""
+    for conv, attention in zip(unit.convs, unit.attentions, strict=True):
+        x = torch.cat([x, F.relu(attention(conv(x)))], 1)
+    return unit.transition(x)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.fixed_dictionaries({
+    "attention": st.sampled_from(["ikm", "ikm", "ikm", "none", "ca", "sa"]),
+    "gradient": st.sampled_from(["iso", "go", "autograd"]), "tau": st.sampled_from([0.0, -1.0, 0.2, "mean", "median"]),
+    "strict": st.booleans(), "transform": st.sampled_from(["sigmoid", "softmax", "residual"]),
+    "kernel": st.sampled_from([1, 3, 5]), "dilation": st.integers(1, 2)}),
+    st.integers(0, 4), st.integers(1, 3), st.integers(5, 12), st.integers(5, 12))
+def test_dense_unit_and_its_gradients_are_the_layer_by_layer_ones(options, depth, b, h, w):
+    unit = DenseUnit(Architecture(channels=6, growth=4, **options), depth).double()
+    x = torch.randn(b, 6, h, w, dtype=torch.float64, requires_grad=True)
+    y, expected = unit(x), layer_by_layer(unit, x)
+    grad, learn = torch.randn_like(y), [x, *unit.parameters()]
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(torch.autograd.grad(y, learn, grad), torch.autograd.grad(expected, learn, grad))
+
+
+def test_dense_unit_convolves_a_unit_input_once_for_each_image(monkeypatch):
+    """Of the released form's convolutions, only those of the unit's input are different for each image."""
+    calls = []
+    plain = F.conv2d
+    monkeypatch.setattr(F, "conv2d", lambda x, w, *rest, **kw: (calls.append(len(x)), plain(x, w, *rest, **kw))[1])
+    DenseUnit(Architecture(channels=6, growth=4), 5)(torch.randn(3, 6, 8, 8))
+    assert calls == [1] * 3 + [3] * 4 + [3]   # the last is the transition
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_residual_blocks_are_conv_relu_conv_and_skip(strict):
+    block = ResidualBlocks(Architecture("rb", depths=(2, 2), channels=6, strict=strict)).double()
+    x = expected = torch.randn(2, 6, 8, 9, dtype=torch.float64)
+    for first, second in block.convs:
+        expected = expected + second(F.relu(first(expected)))
+    torch.testing.assert_close(block(x), expected)
+
+
+def test_residual_dense_block_fuses_its_input_and_all_units():
+    block = ResidualDenseBlock(Architecture("rdb", depths=(1, 2), channels=6, growth=4)).double()
+    x = torch.randn(2, 6, 8, 9, dtype=torch.float64)
+    x1 = block.units[0](x) + x
+    x2 = block.units[1](x1) + x1
+    torch.testing.assert_close(block(x), block.fusion(torch.cat([x, x1, x2], 1)))
 
 
 def test_vanilla_and_ikm_networks_share_keys_and_initial_weights():
