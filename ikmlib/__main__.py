@@ -1,4 +1,4 @@
-"""Command line: `python -m ikmlib run|train|status|pack|unpack|data|report|weights|upscale`."""
+"""Command line: `python -m ikmlib run|train|status|pack|unpack|data|report|bench|weights|upscale`."""
 from __future__ import annotations
 
 import argparse
@@ -55,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("-o", "--out", type=Path, required=True, help="a folder or, for one picture, a PNG file")
     sub.add_argument("--scale", type=int, choices=(2, 3, 4), default=2, help="times as high and wide (default 2)")
     sub.add_argument("--weights", type=Path, metavar="FILE", help="default: the best of `weights list` for the scale")
+    sub = command("bench", "time and memory of IKM beside the vanilla convolution; writes cost.csv, cost_machine.csv")
+    sub.add_argument("--quick", action="store_true", help="small cases and few repetitions: does it run?")
     return parser
 
 
@@ -217,9 +219,21 @@ def _upscale_command(args: argparse.Namespace) -> int:
     return int(bool(failed))
 
 
+def _bench_command(args: argparse.Namespace) -> int:
+    from . import bench, files, report
+
+    folder = config.results_root() / config.get_profile(args.profile).name
+    costs = bench.bench(args.quick)
+    print(report.readable(costs).to_string(index=False))
+    files.write_csv(folder / "cost.csv", costs)
+    files.write_csv(folder / "cost_machine.csv", bench.machine())
+    print(folder / "cost.csv")
+    return 0
+
+
 _COMMANDS = {"run": _run_command, "train": _train_command, "status": _status_command, "pack": _pack_command,
-             "unpack": _unpack_command, "data": _data_command, "report": _report_command, "weights": _weights_command,
-             "upscale": _upscale_command}
+             "unpack": _unpack_command, "data": _data_command, "report": _report_command,
+             "bench": _bench_command, "weights": _weights_command, "upscale": _upscale_command}
 
 if __name__ == "__main__":
     sys.exit(main())

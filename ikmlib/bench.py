@@ -97,7 +97,7 @@ class Case(NamedTuple):
 
 def cases(quick: bool = False) -> list[Case]:
     """All cases of the full bench, or the few small ones that only show that it runs."""
-    base, side, batches, sizes, widths = ((4, 16, (1, 2, 4), (8, 16, 24), (16, 32)) if quick else
+    base, side, batches, sizes, widths = ((2, 16, (1, 2, 4), (8, 16, 24), (16, 32)) if quick else
                                           (8, 24, (1, 2, 4, 8, 16), (24, 48, 96, 144), (16, 32, 64, 128)))
     return ([Case("main", subject, base, side) for subject in NAMES]
             + [Case("main", "uhdn", 1, size) for size in (() if quick else (24, 96))]
