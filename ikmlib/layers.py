@@ -34,20 +34,18 @@ def pooled_mask(x: Tensor, kernel_size: int | tuple[int, ...], *, tau: float | s
     channel of each image. A channel's cells depend on that channel alone, so a concatenation's are its parts'
     concatenated.
     """
+    pool = {3: F.adaptive_avg_pool1d, 4: F.adaptive_avg_pool2d}.get(x.dim())
+    if pool is None:
+        raise ValueError(f"contextual attention takes (B, C, L) or (B, C, H, W), not {tuple(x.shape)}")
     x = x.detach()
     if isinstance(tau, str):
         _require("tau", tau, ("mean", "median"))
-        flat = x.flatten(2)
-        level = flat.mean(-1) if tau == "mean" else flat.median(-1).values
-        tau = level.reshape(*x.shape[:2], *[1] * (x.dim() - 2))
+        tau = pool(x, 1) if tau == "mean" else x.flatten(2).median(-1).values.reshape(pool(x, 1).shape)
     compare = torch.gt if strict else torch.ge
     if torch.compiler.is_compiling():   # fuses the cast, and does not take out= for channels last
         mask = compare(x, tau).to(x.dtype)
     else:   # 0/1 in x's type at once: ten times cheaper than a cast on a CPU
         mask = compare(x, tau, out=torch.empty_like(x))
-    pool = {3: F.adaptive_avg_pool1d, 4: F.adaptive_avg_pool2d}.get(x.dim())
-    if pool is None:
-        raise ValueError(f"contextual attention takes (B, C, L) or (B, C, H, W), not {tuple(x.shape)}")
     return pool(mask, kernel_size)
 
 
@@ -249,7 +247,7 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, c, H, W) -> same shape."""
-        scale = self.excite(F.relu(self.squeeze(x.mean((2, 3), keepdim=True))))   # (B, c, 1, 1)
+        scale = self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(x, 1))))   # (B, c, 1, 1)
         return x * torch.sigmoid(scale)
 
 

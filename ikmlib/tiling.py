@@ -1,0 +1,171 @@
+"""Large images in bounded memory: the network band by band, with the whole image's attention.
+
+A convolution needs a few rows around a band; attention, IKM's or CA's, needs the whole image. Both take what they need
+through adaptive average pooling. So each of the network's steps (`models.Step`) is run over the bands of its input
+again and again: a run stops where a pooling's result is not known yet and adds its band's share to it; after the last
+band that result is known, and the next run comes further. The run that knows all of them writes the output. With the
+released settings a dense unit has one pooling, of its input, so nothing is convolved twice.
+"""
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.utils import _ntuple
+from torch.overrides import TorchFunctionMode
+from tqdm.auto import tqdm
+
+from .models import SRNetwork, Step
+
+MAPS = 10   # feature maps that are alive at once, at most: RDB's seven, and the head's, a step's input and output
+
+
+class _Unknown(Exception):
+    """A pooling's result over the whole image is not known yet."""
+
+
+class _Map:
+    """A feature map, kept (H, W, C), in memory or in a file that is there as long as the map."""
+
+    def __init__(self, height: int, width: int, channels: int, dtype: np.dtype, on_disk: bool):
+        self.shape, self.dtype = (height, width, channels), dtype
+        self._memory = None if on_disk else np.empty(self.shape, dtype)
+        self._file = tempfile.TemporaryFile() if on_disk else None
+        if on_disk:
+            self._file.truncate(int(np.prod(self.shape)) * dtype.itemsize)
+
+    def _rows(self) -> np.ndarray:
+        """All rows; a file is mapped anew each time, for what is not mapped takes no memory."""
+        return np.memmap(self._file, self.dtype, "r+", shape=self.shape) if self._file else self._memory
+
+    def read(self, top: int, bottom: int) -> Tensor:
+        """Rows as (1, C, rows, W), channels last in memory."""
+        return torch.from_numpy(np.array(self._rows()[top:bottom])).permute(2, 0, 1)[None]
+
+    def write(self, top: int, band: Tensor) -> None:
+        self._rows()[top:top + band.shape[2]] = band[0].permute(1, 2, 0).cpu().numpy()
+
+
+class _WholeImage(TorchFunctionMode):
+    """While active, adaptive average pooling of a band is that of the whole image, or raises _Unknown.
+
+    `known`: results in the order in which a step asks for them, which is the same in all bands.
+    """
+
+    def __init__(self, height: int):
+        super().__init__()
+        self.height, self.known, self.sums = height, [], None
+
+    def next_run(self) -> None:
+        """All bands have been seen: what they add up to is one more known result."""
+        self.known += [] if self.sums is None else [self.sums]
+        self.sums = None
+
+    def next_band(self, crop: int, top: int, bottom: int) -> None:
+        """What comes is of an image whose first row is `crop`; its rows top to bottom - 1 count."""
+        self.rows, self.top, self.asked = slice(top - crop, bottom - crop), top, 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is not F.adaptive_avg_pool2d:
+            return func(*args, **(kwargs or {}))
+        x, size = args
+        if self.asked < len(self.known):
+            self.asked += 1
+            return self.known[self.asked - 1].to(x.dtype)
+        self._add(x[:, :, self.rows], _ntuple(2)(size))
+        raise _Unknown
+
+    def _add(self, x: Tensor, size: tuple[int, int]) -> None:
+        """Add these rows' share to the cells' means; neighbouring cells share a row where k does not divide H."""
+        if self.sums is None:
+            self.sums = torch.zeros(*x.shape[:2], *size, dtype=torch.float64, device=x.device)
+        for u, (top, bottom) in enumerate(_cells(self.height, size[0])):
+            part = x[:, :, max(top - self.top, 0):max(bottom - self.top, 0)]
+            for v, (left, right) in enumerate(_cells(x.shape[3], size[1])):
+                area = (bottom - top) * (right - left)
+                self.sums[:, :, u, v] += part[..., left:right].sum((2, 3), dtype=torch.float64) / area
+
+
+def _cells(length: int, cells: int) -> Iterator[tuple[int, int]]:
+    """First and last + 1 position of each cell of adaptive pooling."""
+    return ((length * i // cells, -(-length * (i + 1) // cells)) for i in range(cells))
+
+
+def _convs(modules: nn.Module) -> list[nn.Conv2d]:
+    return [module for module in modules.modules() if isinstance(module, nn.Conv2d)]
+
+
+def _band_rows(modules: nn.Module, scale: int, width: int, halo: int, max_bytes: int) -> int:
+    """Rows whose step takes about max_bytes: for each pixel three times its widest convolution's input and output."""
+    pixel = 12 * max(conv.in_channels + conv.out_channels for conv in _convs(modules)) * max(1, scale**2 // 4)
+    return max(8, max_bytes // (width * pixel) - 2 * halo)
+
+
+def _bands(step: Step, max_bytes: int, on_disk: bool, bar: tqdm) -> _Map:
+    """The output of one step."""
+    modules = step.function if step.modules is None else step.modules
+    inputs = step.x if isinstance(step.x, list) else [step.x]
+    height, width, _ = inputs[0].shape
+    scale = math.prod(module.upscale_factor for module in modules.modules() if isinstance(module, nn.PixelShuffle))
+    halo = sum(conv.padding[0] for conv in _convs(modules))   # as many rows as the output depends on, or more
+    rows = _band_rows(modules, scale, width, halo, max_bytes)
+    output, whole, device = None, _WholeImage(height), next(modules.parameters()).device
+    while output is None:
+        whole.next_run()
+        for top in range(0, height, rows):
+            bottom = min(top + rows, height)
+            crop = max(top - halo, 0), min(bottom + halo, height)
+            whole.next_band(crop[0], top, bottom)
+            x = torch.cat([each.read(*crop).to(device) for each in inputs], 1)
+            try:
+                with whole:
+                    y = step.function(x)[:, :, scale * (top - crop[0]):scale * (bottom - crop[0])]
+            except _Unknown:
+                continue
+            if step.skip is not None:
+                y = y + step.skip.read(top, bottom).to(device)
+            output = output or _Map(scale * height, scale * width, y.shape[1], inputs[0].dtype, on_disk)
+            output.write(scale * top, y)
+            bar.update(bottom - top)
+    return output
+
+
+def super_resolve_large(model: SRNetwork, lr_uint8: np.ndarray, *, max_bytes: int = 2 << 30,
+                        show: bool = True) -> np.ndarray:
+    """As `trainers.super_resolve`, uint8 (h, w, 3) -> uint8 (s h, s w, 3), to rounding, in about `max_bytes` of memory.
+
+    Half of `max_bytes` is for feature maps, which go to files in the temporary folder (TMPDIR) if they do not fit, and
+    half for what is computed of a band; the images are extra. Bands have at least 8 rows. Raises ValueError for another
+    type of image, and for a median threshold, which is no average.
+    """
+    if lr_uint8.dtype != np.uint8 or lr_uint8.ndim != 3 or lr_uint8.shape[2] != 3:
+        raise ValueError(f"expected a uint8 image (h, w, 3), not {lr_uint8.dtype} {lr_uint8.shape}")
+    if model.arch.attention == "ikm" and model.arch.tau == "median":
+        raise ValueError("the threshold tau 'median' cannot be found band by band; allowed: a number, 'mean'")
+    (height, width, _), dtype = lr_uint8.shape, model.mean.cpu().numpy().dtype
+    mean, std = (buffer.cpu().numpy().reshape(3) for buffer in (model.mean, model.std))
+    on_disk = MAPS * height * width * model.arch.channels * dtype.itemsize > max_bytes // 2
+    maps = _Map(height, width, 3, dtype, on_disk)
+    maps.write(0, torch.from_numpy((lr_uint8 / dtype.type(255) - mean) / std).permute(2, 0, 1)[None])
+    steps, output = model.steps(maps), None
+    total = height * sum(1 for _ in model.steps(None))
+    with torch.no_grad(), tqdm(total=total, desc="super-resolution", unit="row", disable=not show, leave=False) as bar:
+        try:
+            while True:
+                output = _bands(steps.send(output), max_bytes // 2, on_disk, bar)
+        except StopIteration as stop:
+            return _to_uint8(stop.value, mean, std)
+
+
+def _to_uint8(output: _Map, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    """Normalised SR as an image, clipped and rounded."""
+    image = np.empty(output.shape, np.uint8)
+    for top in range(0, len(image), 64):
+        rows = output.read(top, top + 64)[0].permute(1, 2, 0).numpy() * std + mean
+        image[top:top + 64] = np.rint(rows.clip(0, 1) * 255)
+    return image

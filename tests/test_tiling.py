@@ -1,0 +1,116 @@
+"""Large images: band by band is the whole image, wherever attention comes from."""
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ikmlib import tiling
+from ikmlib.models import ARCHITECTURES, Architecture, SRNetwork
+from ikmlib.tiling import super_resolve_large
+from ikmlib.trainers import super_resolve
+
+TINY = Architecture(blocks=2, depths=(2, 1, 1, 2), channels=8, growth=4)
+IMAGE = np.random.default_rng(0).integers(0, 256, (61, 37, 3), dtype=np.uint8)
+IMAGE[:40] //= 3   # not alike everywhere
+
+
+def network(scale=2, **options):
+    torch.manual_seed(0)
+    model = SRNetwork(replace(TINY, **options), scale).double()
+    with torch.no_grad():   # weights as large as trained ones: attention is to matter
+        for p in model.parameters():
+            p.mul_(2)
+    return model
+
+
+@pytest.fixture
+def small_bands(monkeypatch):
+    """Bands of 8 rows, which cut through the cells of attention; returns the list of bands begun so far."""
+    bands = []
+    monkeypatch.setattr(tiling, "_band_rows", lambda *args: 8)
+    start = tiling._WholeImage.next_band
+    monkeypatch.setattr(tiling._WholeImage, "next_band", lambda self, *rows: (bands.append(rows), start(self, *rows)))
+    return bands
+
+
+ATTENTIONS = {"none": {"attention": "none"}, "ikm": {}, "strict": {"strict": True}, "mean": {"tau": "mean"},
+              "strict mean": {"strict": True, "tau": "mean"}, "go": {"gradient": "go"}, "ca": {"attention": "ca"},
+              "sa": {"attention": "sa"}, "k5": {"kernel": 5, "dilation": 2, "strict": True}}
+
+
+@pytest.mark.parametrize("block", ["rb", "db", "rdb", "uhdb"])
+@pytest.mark.parametrize("options", ATTENTIONS.values(), ids=ATTENTIONS)
+@pytest.mark.parametrize("max_bytes", [1, 1 << 30], ids=["files", "memory"])
+def test_bands_are_the_whole_image(block, options, max_bytes, small_bands, monkeypatch):
+    model = network(block=block, **options)
+    found = {}
+    to_uint8 = tiling._to_uint8
+    monkeypatch.setattr(tiling, "_to_uint8", lambda y, mean, std: (
+        found.update(y=y.read(0, 1000)), to_uint8(y, mean, std))[1])
+    image = super_resolve_large(model, IMAGE, max_bytes=max_bytes, show=False)
+    x = torch.from_numpy(IMAGE).permute(2, 0, 1)[None].double() / 255
+    with torch.no_grad():
+        expected = model(x)
+    assert len(small_bands) > 8 * 10   # it was in bands
+    torch.testing.assert_close(found["y"] * model.std + model.mean, expected, rtol=1e-9, atol=1e-9)
+    exact = (expected[0].permute(1, 2, 0).clamp(0, 1) * 255).numpy()
+    assert (np.abs(image - exact) <= 0.5 + 1e-6).all()
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("size", [(5, 9), (17, 8), (50, 31)])
+def test_every_scale_and_odd_sizes_in_float32(scale, size, small_bands):
+    model, image = network(scale).float(), IMAGE[:size[0], :size[1]]
+    found = super_resolve_large(model, image, show=False).astype(int)
+    expected = super_resolve(model, image).astype(int)
+    assert found.shape == (scale * size[0], scale * size[1], 3)
+    assert np.abs(found - expected).max() <= 1 and (found != expected).mean() < 1e-3   # float32 beside a half
+
+
+def test_attention_of_a_band_alone_would_be_another_image():
+    """What the test above would miss if attention did not matter: tiles that attend to themselves."""
+    model = network()
+    whole, half = super_resolve(model, IMAGE), super_resolve(model, IMAGE[:40])
+    assert (whole[:20] != half[:20]).mean() > 0.01
+
+
+@pytest.mark.parametrize(("height", "width", "k"), [(7, 5, 3), (16, 9, 5), (12, 12, 3), (2, 3, 3)])
+def test_sums_over_bands_are_adaptive_pooling(height, width, k):
+    x, whole = torch.randn(1, 4, height, width, dtype=torch.float64), tiling._WholeImage(height)
+    expected = F.adaptive_avg_pool2d(x, k)
+    whole.next_run()
+    for top in range(0, height, 3):
+        crop, bottom = max(top - 1, 0), min(top + 3, height)
+        whole.next_band(crop, top, bottom)
+        with whole, pytest.raises(tiling._Unknown):
+            F.adaptive_avg_pool2d(x[:, :, crop:bottom + 1], k)
+    whole.next_run()
+    whole.next_band(0, 0, height)
+    with whole:   # of any part, now
+        torch.testing.assert_close(F.adaptive_avg_pool2d(x[:, :, :1], k), expected)
+
+
+def test_the_released_settings_convolve_nothing_twice(small_bands):
+    """A run over the bands for each unit's own pooling, which stops before any convolution, and one that writes."""
+    calls = []
+    model = network()
+    model.blocks[0].units[0].transition.register_forward_hook(lambda *a: calls.append(1))
+    super_resolve_large(model, IMAGE, show=False)
+    units, other = 2 * 4, 3   # head, fuse, upscaling with the tail
+    assert len(calls) == 8 and len(small_bands) == 8 * (2 * units + other)
+
+
+def test_fewer_bytes_fewer_rows():
+    unit = SRNetwork(ARCHITECTURES["uhdb"], 2).blocks[0].units[0]
+    few, many = (tiling._band_rows(unit, 1, 1920, 6, size << 20) for size in (256, 1024))
+    assert 8 <= few < many
+    assert tiling._band_rows(unit, 1, 10**6, 6, 1) == 8
+
+
+def test_what_cannot_be_done_is_named():
+    with pytest.raises(ValueError, match="median"):
+        super_resolve_large(network(tau="median"), IMAGE)
+    with pytest.raises(ValueError, match="float64"):
+        super_resolve_large(network(), IMAGE / 255)
