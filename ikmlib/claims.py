@@ -15,6 +15,7 @@ from .experiments import QUEUE, found
 
 VERDICTS = ("supported", "not supported", "mixed", "not tested at this budget")
 UNTESTED = VERDICTS[-1]
+UNTRAINED = "nothing trained"
 # The paper's claims -> in a few words, and the number of the notebook that tests it
 CLAIMS = {
     "C1": ("IKM beats vanilla convolution at no parameter", "04"),
@@ -40,11 +41,16 @@ def pages(profile: Profile) -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
 
 
-def _updates(profile: Profile, notebook: str) -> str:
-    """How many updates the finished runs behind a notebook have, as "2,000 updates"; nothing where none was trained."""
-    runs = (found(run) for runs in QUEUE.get(notebook, lambda _: {})(profile).values() for run in runs)
+def _rests_on(profile: Profile, notebook: str, seeds: int | None) -> str:
+    """What a verdict rests on, such as "3 seeds, 2,000 updates": seeds compared, updates of the finished runs."""
+    if notebook not in QUEUE:
+        return "–"
+    runs = (found(run) for runs in QUEUE[notebook](profile).values() for run in runs)
     updates = sorted({run.updates for run in runs if run.finished})
-    return "–".join(f"{n:,}" for n in dict.fromkeys(updates[:1] + updates[-1:])) + " updates" if updates else ""
+    if seeds == 0 or not updates:
+        return UNTRAINED
+    compared = [] if seeds is None else [f"{seeds} seed{'s' * (seeds > 1)}"]
+    return ", ".join([*compared, "–".join(f"{n:,}" for n in dict.fromkeys((updates[0], updates[-1]))) + " updates"])
 
 
 def recorded(profile: Profile) -> pd.DataFrame:
@@ -52,13 +58,8 @@ def recorded(profile: Profile) -> pd.DataFrame:
 
     `claim` is a name such as "C1", "C4, zero" or "P1"; `rests_on`: seeds and updates, where networks were trained.
     """
-    rows = []
-    for page in pages(profile):
-        updates = _updates(profile, page["notebook"]) if page["claims"] else ""
-        for c in page["claims"]:
-            seeds = "" if c.get("seeds") is None else f"{c['seeds']} seed{'' if c['seeds'] == 1 else 's'}"
-            rests_on = ", ".join(filter(None, (seeds, updates))) or "–"
-            rows.append((c["name"], c["paper"], c["ours"], profile.name, rests_on, c["verdict"], page["notebook"]))
+    rows = [(c["name"], c["paper"], c["ours"], profile.name, _rests_on(profile, page["notebook"], c.get("seeds")),
+             c["verdict"], page["notebook"]) for page in pages(profile) for c in page["claims"]]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -86,11 +87,12 @@ def table(profile: Profile) -> pd.DataFrame:
 def best() -> pd.DataFrame:
     """As `table`, each row from the profile with the best evidence for it.
 
-    The largest budget that reached a verdict; where none did, the largest that recorded something. Profiles that are
-    no evidence are left out.
+    The largest budget that reached a verdict; where none did, the largest that trained something. Profiles that are no
+    evidence are left out.
     """
     rows = pd.concat([recorded(p).assign(rank=i) for i, p in enumerate(EVIDENCE)], ignore_index=True)
-    rows = rows.assign(untested=rows.verdict == UNTESTED).sort_values(["untested", "rank"], kind="stable")
+    rows = rows.assign(untested=rows.verdict == UNTESTED, untrained=rows.rests_on == UNTRAINED)
+    rows = rows.sort_values(["untested", "untrained", "rank"], kind="stable")
     rows = rows.drop_duplicates("claim").sort_values("notebook", kind="stable")
     return _complete(rows[COLUMNS])
 

@@ -110,13 +110,15 @@ def claim(found: Mapping[str, Difference | None], profile: Profile, *, paper: st
           margin: float = 0.0) -> dict[str, str | int]:
     """Keyword arguments of `Page.verdict` for a claim that all of `found` are above -margin (see `report.judge`)."""
     tested = {name: d for name, d in found.items() if d is not None}
-    if len(found) <= 5:
+    if not tested:
+        ours = "not trained"
+    elif len(found) <= 5:
         ours = "; ".join(f"{name} {'not trained' if d is None else d}" for name, d in found.items())
     else:
         held = sum(d.low > -margin for d in tested.values())
-        span = (f", from {min(d.mean for d in tested.values()):+.3f} to "
-                f"{max(d.mean for d in tested.values()):+.3f} dB") if tested else ""
-        ours = f"holds in {held} of {len(tested)} trained contrasts (of {len(found)}){span}"
+        means = [d.mean for d in tested.values()]
+        ours = (f"holds in {held} of {len(tested)} trained contrasts (of {len(found)}), from {min(means):+.3f} to "
+                f"{max(means):+.3f} dB")
     fewest = min((0 if d is None else d.seeds for d in found.values()), default=0)
     return {"paper": paper, "ours": ours, "seeds": fewest,
             "verdict": judge(list(found.values()), margin=margin, evidence=profile.evidence),

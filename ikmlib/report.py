@@ -280,8 +280,9 @@ def _claims_section(table: pd.DataFrame, start: Path) -> list[str]:
     text = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict in counts)
     return ["## Verdicts", f"Of the paper's claims (a claim in two parts counts twice): {text}.",
             markdown_table(shown.rename(columns={"rests_on": "seeds, updates"})),
-            f"The rule is `ikmlib.report.judge`: 95 % intervals (in brackets) of differences paired over images and "
-            f"seeds, at least {MIN_SEEDS} seeds; otherwise *{UNTESTED}*."]
+            "Where networks are compared, the rule is `ikmlib.report.judge`: 95 % intervals (in brackets) of "
+            f"differences paired over images and seeds, at least {MIN_SEEDS} seeds; otherwise *{UNTESTED}*. The reason "
+            "of each verdict stands with its notebook."]
 
 
 def _page_section(page: dict, folder: Path) -> list[str]:
@@ -421,10 +422,10 @@ def overall_markdown() -> str:
     return "\n\n".join([
         "# Reproduction report: the best evidence so far",
         "What became of the claims of *Image-specific Convolutional Kernel Modulation for Single Image "
-        "Super-resolution* (arXiv 2111.08362). A row is the work of one profile, named in it: of the largest budget "
-        "that reached a verdict; where none did, of the largest that has numbers. All numbers of a row are of that "
-        "profile, and the notebook is the one executed there. Tables, errors found, deviations and compute: in the "
-        "profiles' reports. Columns of all files: [README.md](README.md).",
+        "Super-resolution* (arXiv 2111.08362). All numbers of a row are of the one profile that it names: the largest "
+        "budget that reached a verdict; where none did, the largest that trained something. The notebook is the one "
+        "executed there. Tables, errors found, deviations and compute: in the profiles' reports. Columns of all files: "
+        "[README.md](README.md).",
         *_claims_section(claims.best(), root),
         "## Profiles with evidence",
         markdown_table(pd.DataFrame(profiles, columns=["profile", "budget", "finished runs", "hours of training"])),

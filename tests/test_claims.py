@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from ikmlib import claims, config, report
+from ikmlib import claims, config, experiments, report
 from ikmlib.config import PROFILES
 
 CPU = PROFILES["cpu"]
@@ -29,7 +29,7 @@ def test_all_claims_in_order_and_the_unrecorded_are_not_tested(results):
     table = claims.table(CPU)
     assert list(table.claim) == ["C1", "C2", "C3", "C4, zero", "C4, median", *(f"C{i}" for i in range(5, 13)), "P1"]
     rows = table.set_index("claim")
-    assert rows.ours["C4, zero"] == "C4, zero at cpu" and rows.rests_on["C4, zero"] == "3 seeds"
+    assert rows.ours["C4, zero"] == "C4, zero at cpu" and rows.rests_on["C4, zero"] == claims.UNTRAINED
     assert rows.rests_on["C12"] == "–" and rows.verdict["C4, median"] == "mixed"
     assert claims.in_words("C4, zero").startswith("C4, zero: tau = 0") and claims.in_words("P1") == "P1"
 
@@ -56,6 +56,17 @@ def test_the_best_evidence_is_the_largest_budget_with_a_verdict(results, verdict
     row = claims.best().set_index("claim").loc["C5"]
     assert row.profile == chosen and row.ours == ("–" if chosen == "–" else f"C5 at {chosen}")
     assert row.verdict == verdicts.get(chosen, claims.UNTESTED)
+
+
+def test_a_larger_budget_that_trained_nothing_is_passed_over(results):
+    shared = experiments.table3(CPU)["RB none"][0]
+    shared.folder.mkdir(parents=True)
+    (shared.folder / "run.json").write_text("{}")
+    record(results, "cpu", "04_table3_attention", {"C1": claims.UNTESTED}, seeds=1)
+    record(results, "paper", "04_table3_attention", {"C1": claims.UNTESTED}, seeds=0)
+    row = claims.best().set_index("claim").loc["C1"]
+    assert (row.profile, row.rests_on) == ("cpu", "1 seed, 2,000 updates")
+    assert claims.table(PROFILES["paper"]).rests_on[0] == claims.UNTRAINED
 
 
 def test_the_best_evidence_is_chosen_claim_by_claim(results):
