@@ -5,6 +5,9 @@ Attention of image b is a_b (Ci, k, k); the shared kernel is w (Co, Ci, k, k); t
 """
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -232,6 +235,26 @@ class IKMConv2d(nn.Conv2d):
     def extra_repr(self) -> str:
         return (f"{super().extra_repr()}, gradient={self.gradient}, tau={self.tau}, strict={self.strict}, "
                 f"{self.transform}")
+
+
+@contextmanager
+def attending(model: nn.Module, attend: Callable[[IKMConv2d, Callable[[], Tensor | float]], Tensor | float],
+              ) -> Iterator[None]:
+    """Within the block every IKM layer takes its attention from `attend(layer, own)`; `own()` is the layer's own.
+
+    To watch attention, or to replace it.
+    """
+    layers = [module for module in model.modules() if isinstance(module, IKMConv2d)]
+    for layer in layers:
+        def attended(x, layer=layer, method=layer.attend, **known):
+            return attend(layer, lambda: method(x, **known))
+
+        layer.attend = attended
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.attend
 
 
 # --- the attentions of Table III ------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from . import datasets, study
 from .config import Profile
 from .data import crop_to_multiple, imresize, to_rgb
 from .evidence import claim
-from .layers import proportion_transform
+from .layers import attending
 from .metrics import luma, psnr_y
 from .models import DenseUnit, SRNetwork
 from .report import Difference, paired_bootstrap
@@ -65,17 +65,16 @@ def _ready(run: Run) -> SRNetwork:
 
 def unit_attention(model: SRNetwork, lr_uint8: np.ndarray) -> np.ndarray:
     """Attention of the first layer of every dense unit on one LR image: uint8 (h, w, 3) -> (U, C, k, k)."""
-    found = []
+    first, found = {unit.convs[0] for unit in model.modules() if isinstance(unit, DenseUnit)}, []
 
-    def record(conv, inputs):   # inputs: features and their pooled masks, (1, C, k, k)
-        found.append(proportion_transform(inputs[1], conv.transform)[0].cpu().numpy())
+    def record(conv, own):
+        attention = own()
+        if conv in first:
+            found.append(attention[0].cpu().numpy())
+        return attention
 
-    hooks = [unit.convs[0].register_forward_pre_hook(record) for unit in model.modules() if isinstance(unit, DenseUnit)]
-    try:
+    with attending(model, record):
         super_resolve(model, lr_uint8)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return np.stack(found)
 
 

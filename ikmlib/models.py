@@ -6,10 +6,9 @@ growth g.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -83,14 +82,13 @@ class DenseUnit(nn.Module):
         self.convs = nn.ModuleList(_conv(arch, c + i * g, g) for i in range(depth))
         self.attentions = nn.ModuleList(_feature_attention(arch, g) for _ in range(depth))
         self.transition = nn.Conv2d(c + depth * g, c, 1, bias=False)   # never modulated
-        self.modulated = arch.attention == "ikm"
 
     def _spread(self, feature: Tensor, readers: list[nn.Conv2d], after_relu: bool) -> Tensor:
         """What a feature adds to the layers that read it, of which the first has it last: (B, len(readers) g, H, W)."""
         conv = readers[0]
         own = slice(conv.in_channels - feature.shape[1], conv.in_channels)
         weight = torch.cat([reader.weight[:, own] for reader in readers])
-        if not self.modulated:
+        if not isinstance(conv, IKMConv2d):
             return F.conv2d(feature, weight, None, conv.stride, conv.padding, conv.dilation)
         return modulated_conv2d(feature, weight, conv.attend(feature, after_relu=after_relu), stride=conv.stride,
                                 padding=conv.padding, dilation=conv.dilation, gradient=conv.gradient)
@@ -113,48 +111,19 @@ class DenseUnit(nn.Module):
         return self.transition(torch.cat(features, 1))
 
 
-# A network is a chain of steps: generators yield `Step`s and are sent each one's output. `run` computes them on whole
-# images; `tiling` computes the same ones band by band.
+# A block is a chain of steps, each computed by `apply`: at once by `whole`, or band by band by `tiling`.
+Apply = Callable[..., Tensor]
 
 
-class Step(NamedTuple):
-    """One step: function(x) + skip; a list x is concatenated first. `modules`: whose convolutions `function` runs."""
-
-    function: Callable[[Tensor], Tensor]
-    x: Tensor | list[Tensor]
-    skip: Tensor | None = None
-    modules: nn.Module | None = None   # None: `function` is the module
-
-    def compute(self) -> Tensor:
-        y = self.function(torch.cat(self.x, 1) if isinstance(self.x, list) else self.x)
-        return y if self.skip is None else y + self.skip
+def whole(function: Callable[[Tensor], Tensor], x: Tensor | list[Tensor], skip: Tensor | None = None,
+          modules: nn.Module | None = None) -> Tensor:
+    """One step: function(x) + skip; a list x is concatenated first. `modules`, whose convolutions `function` runs if it
+    is no module itself, matter only band by band."""
+    y = function(torch.cat(x, 1) if isinstance(x, list) else x)
+    return y if skip is None else y + skip
 
 
-Steps = Generator[Step, Tensor, Tensor]
-
-
-def run(steps: Steps) -> Tensor:
-    """The result of a chain of steps."""
-    output = None
-    try:
-        while True:
-            output = steps.send(output).compute()
-    except StopIteration as stop:
-        return stop.value
-
-
-class Block(nn.Module):
-    """A block of the backbone, (B, C, H, W) -> same shape; subclasses say what its steps are."""
-
-    def steps(self, x: Tensor) -> Steps:
-        raise NotImplementedError
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W) -> same shape."""
-        return run(self.steps(x))
-
-
-class ResidualBlocks(Block):
+class ResidualBlocks(nn.Module):
     """RB: a chain of residual blocks as in EDSR, no batch normalisation, no biases: y = conv(relu(conv(x))) + x."""
 
     def __init__(self, arch: Architecture):
@@ -163,29 +132,31 @@ class ResidualBlocks(Block):
         self.convs = nn.ModuleList(nn.ModuleList(_conv(arch, c, c) for _ in range(depth)) for depth in arch.depths)
         self.attentions = nn.ModuleList(
             nn.ModuleList(_feature_attention(arch, c) for _ in range(depth)) for depth in arch.depths)
-        self.known = {"after_relu": True} if arch.attention == "ikm" else {}
 
     def _chain(self, x: Tensor, convs: nn.ModuleList, attentions: nn.ModuleList) -> Tensor:
         for i, (conv, attention) in enumerate(zip(convs, attentions, strict=True)):
-            x = attention(conv(F.relu(x), **self.known) if i else conv(x))
+            known = {"after_relu": True} if i and isinstance(conv, IKMConv2d) else {}
+            x = attention(conv(F.relu(x) if i else x, **known))
         return x
 
-    def steps(self, x: Tensor) -> Steps:
+    def forward(self, x: Tensor, apply: Apply = whole) -> Tensor:
+        """x (B, C, H, W) -> same shape."""
         for convs, attentions in zip(self.convs, self.attentions, strict=True):
-            x = yield Step(partial(self._chain, convs=convs, attentions=attentions), x, skip=x, modules=convs)
+            x = apply(partial(self._chain, convs=convs, attentions=attentions), x, skip=x, modules=convs)
         return x
 
 
-class DenseBlock(Block):
+class DenseBlock(nn.Module):
     """DB: a chain of U dense units without residual connections."""
 
     def __init__(self, arch: Architecture):
         super().__init__()
         self.units = nn.ModuleList(DenseUnit(arch, depth) for depth in arch.depths)
 
-    def steps(self, x: Tensor) -> Steps:
+    def forward(self, x: Tensor, apply: Apply = whole) -> Tensor:
+        """x (B, C, H, W) -> same shape."""
         for unit in self.units:
-            x = yield Step(unit, x)
+            x = apply(unit, x)
         return x
 
 
@@ -196,11 +167,12 @@ class ResidualDenseBlock(DenseBlock):
         super().__init__(arch)
         self.fusion = nn.Conv2d((len(arch.depths) + 1) * arch.channels, arch.channels, 1, bias=False)
 
-    def steps(self, x: Tensor) -> Steps:
+    def forward(self, x: Tensor, apply: Apply = whole) -> Tensor:
+        """x (B, C, H, W) -> same shape."""
         features = [x]
         for unit in self.units:
-            features.append((yield Step(unit, features[-1], skip=features[-1])))
-        return (yield Step(self.fusion, features))
+            features.append(apply(unit, features[-1], skip=features[-1]))
+        return apply(self.fusion, features)
 
 
 class UHourglassDenseBlock(DenseBlock):
@@ -209,13 +181,14 @@ class UHourglassDenseBlock(DenseBlock):
     For U = 6: x1=F1(x); x2=F2(x1); x3=F3(x2); x4=F4(x3)+x2; x5=F5(x4)+x1; y=F6(x5)+x.
     """
 
-    def steps(self, x: Tensor) -> Steps:
+    def forward(self, x: Tensor, apply: Apply = whole) -> Tensor:
+        """x (B, C, H, W) -> same shape."""
         skips = []   # last in, first out, so that no feature map is kept longer than it is needed
         for u, unit in enumerate(self.units, 1):
             partner = len(self.units) - u
             if partner >= u - 1:
                 skips.append(x)
-            x = yield Step(unit, x, skip=skips.pop() if partner < u else None)
+            x = apply(unit, x, skip=skips.pop() if partner < u else None)
         return x
 
 
@@ -254,17 +227,17 @@ class SRNetwork(nn.Module):
         self.register_buffer("mean", torch.tensor(RGB_MEAN).reshape(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(RGB_STD).reshape(3, 1, 1), persistent=False)
 
-    def steps(self, x: Tensor) -> Steps:
+    def normalised(self, x: Tensor, apply: Apply = whole) -> Tensor:
         """From normalised LR to normalised SR."""
-        head = x = yield Step(self.head, x)
+        head = x = apply(self.head, x)
         for block in self.blocks:
-            x = yield from block.steps(x)
-        x = yield Step(self.fuse, x, skip=head)
-        return (yield Step(nn.Sequential(self.upscale, self.tail), x))
+            x = block(x, apply)
+        x = apply(self.fuse, x, skip=head)
+        return apply(nn.Sequential(self.upscale, self.tail), x)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, 3, H, W) -> (B, 3, sH, sW)."""
-        return run(self.steps((x - self.mean) / self.std)) * self.std + self.mean
+        return self.normalised((x - self.mean) / self.std) * self.std + self.mean
 
 
 def build_model(name: str, *, scale: int = 2, attention: str = "ikm") -> SRNetwork:

@@ -1,7 +1,7 @@
 """Large images in bounded memory: the network band by band, with the whole image's attention.
 
 A convolution needs a few rows around a band; attention, IKM's or CA's, needs the whole image. Both take what they need
-through adaptive average pooling. So each of the network's steps (`models.Step`) is run over the bands of its input
+through adaptive average pooling. So each of the network's steps (see `models.whole`) is run over the bands of its input
 again and again: a run stops where a pooling's result is not known yet and adds its band's share to it; after the last
 band that result is known, and the next run comes further. The run that knows all of them writes the output. With the
 released settings a dense unit has one pooling, of its input, so nothing is convolved twice.
@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from torch.nn.modules.utils import _ntuple
 from torch.overrides import TorchFunctionMode
 from tqdm.auto import tqdm
 
-from .models import SRNetwork, Step
+from .models import SRNetwork
 
 MAPS = 10   # feature maps that are alive at once, at most: RDB's seven, and the head's, a step's input and output
 
@@ -106,10 +107,10 @@ def _band_rows(modules: nn.Module, scale: int, width: int, halo: int, max_bytes:
     return max(8, max_bytes // (width * pixel) - 2 * halo)
 
 
-def _bands(step: Step, max_bytes: int, on_disk: bool, bar: tqdm) -> _Map:
-    """The output of one step."""
-    modules = step.function if step.modules is None else step.modules
-    inputs = step.x if isinstance(step.x, list) else [step.x]
+def _bands(function: Callable[[Tensor], Tensor], x: _Map | list[_Map], skip: _Map | None = None,
+           modules: nn.Module | None = None, *, max_bytes: int, on_disk: bool, bar: tqdm) -> _Map:
+    """`models.whole` on feature maps that are kept: the output of one step."""
+    modules, inputs = modules or function, x if isinstance(x, list) else [x]
     height, width, _ = inputs[0].shape
     scale = math.prod(module.upscale_factor for module in modules.modules() if isinstance(module, nn.PixelShuffle))
     halo = sum(conv.padding[0] for conv in _convs(modules))   # as many rows as the output depends on, or more
@@ -121,14 +122,14 @@ def _bands(step: Step, max_bytes: int, on_disk: bool, bar: tqdm) -> _Map:
             bottom = min(top + rows, height)
             crop = max(top - halo, 0), min(bottom + halo, height)
             whole.next_band(crop[0], top, bottom)
-            x = torch.cat([each.read(*crop).to(device) for each in inputs], 1)
+            band = torch.cat([each.read(*crop).to(device) for each in inputs], 1)
             try:
                 with whole:
-                    y = step.function(x)[:, :, scale * (top - crop[0]):scale * (bottom - crop[0])]
+                    y = function(band)[:, :, scale * (top - crop[0]):scale * (bottom - crop[0])]
             except _Unknown:
                 continue
-            if step.skip is not None:
-                y = y + step.skip.read(top, bottom).to(device)
+            if skip is not None:
+                y = y + skip.read(top, bottom).to(device)
             output = output or _Map(scale * height, scale * width, y.shape[1], inputs[0].dtype, on_disk)
             output.write(scale * top, y)
             bar.update(bottom - top)
@@ -152,14 +153,17 @@ def super_resolve_large(model: SRNetwork, lr_uint8: np.ndarray, *, max_bytes: in
     on_disk = MAPS * height * width * model.arch.channels * dtype.itemsize > max_bytes // 2
     maps = _Map(height, width, 3, dtype, on_disk)
     maps.write(0, torch.from_numpy((lr_uint8 / dtype.type(255) - mean) / std).permute(2, 0, 1)[None])
-    steps, output = model.steps(maps), None
-    total = height * sum(1 for _ in model.steps(None))
-    with torch.no_grad(), tqdm(total=total, desc="super-resolution", unit="row", disable=not show, leave=False) as bar:
-        try:
-            while True:
-                output = _bands(steps.send(output), max_bytes // 2, on_disk, bar)
-        except StopIteration as stop:
-            return _to_uint8(stop.value, mean, std)
+    with torch.no_grad(), tqdm(total=height * _steps(model), desc="super-resolution", unit="row", disable=not show,
+                               leave=False) as bar:
+        output = model.normalised(maps, partial(_bands, max_bytes=max_bytes // 2, on_disk=on_disk, bar=bar))
+    return _to_uint8(output, mean, std)
+
+
+def _steps(model: SRNetwork) -> int:
+    """How many steps the network has."""
+    steps: list[tuple] = []
+    model.normalised(None, lambda *step, **options: steps.append(step))
+    return len(steps)
 
 
 def _to_uint8(output: _Map, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
