@@ -47,6 +47,21 @@ def table3(profile: Profile) -> Variants:
         for attention in ("none", "ikm", "ca", "sa") for block in reversed(TABLE3_BLOCKS)})
 
 
+CONTROLS: dict[str, dict] = {
+    "none": {"attention": "none"}, "IKM": {},
+    "constant 1.5": {"context": "constant"}, "shuffled": {"context": "shuffled"},
+    "strict": {"strict": True}, "softmax": {"transform": "softmax"}, "residual": {"transform": "residual"},
+    "autograd": {"gradient": "autograd"}, "GO": {"gradient": "go"},
+    "none, weights x 1.5": {"attention": "none", "gain": 1.5},
+}
+
+
+def controls(profile: Profile) -> Variants:
+    """What could explain IKM's gain without its explanation, on U-HDB and RB: "U-HDB shuffled", ...; see CONTROLS."""
+    return variants(profile, {f"{NAMES[block]} {label}": replace(ARCHITECTURES[block], **changes)
+                              for block in ("uhdb", "rb") for label, changes in CONTROLS.items()})
+
+
 FIG10_BATCHES = (8, 32, 1, 16, 4, 2)   # the first two decide most
 FIG10_RULES = {"IsO": "iso", "GO": "go", "autograd": "autograd"}
 
@@ -134,7 +149,7 @@ def fig5(profile: Profile) -> Variants:
 
 # Notebook -> its variants, in order of priority.
 QUEUE: dict[str, Callable[[Profile], Variants]] = {
-    "04_table3_attention": table3, "09_fig10_iso_vs_go": fig10, "06_table5_ablation": table5,
+    "04_table3_attention": table3, "12_controls": controls, "09_fig10_iso_vs_go": fig10, "06_table5_ablation": table5,
     "05_table4_receptive_field": table4, "08_fig9_threshold": fig9, "10_fig11_hourglass": fig11,
     "02_table1_lightweight": table1, "07_fig8_model_size": fig8, "03_table2_high_fidelity": table2,
     "11_fig5_6_attention_maps": fig5,

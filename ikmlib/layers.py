@@ -18,6 +18,7 @@ from torch.nn.modules.utils import _ntuple
 GRADIENTS = ("iso", "go", "autograd")
 TRANSFORMS = ("sigmoid", "softmax", "residual")
 ATTENTIONS = ("none", "ca", "sa", "ikm")
+CONTEXTS = ("own", "constant", "shuffled")
 
 
 def _require(name: str, value, allowed: tuple) -> None:
@@ -191,14 +192,17 @@ class IKMConv2d(nn.Conv2d):
 
     Same parameters and `state_dict` keys, input (B, Ci, H, W) or (Ci, H, W) of any size, any k and dilation; nothing is
     mutated in `forward`. `gradient`: see `modulated_conv2d`; `tau`, `strict`, `transform`: see `contextual_attention`.
+    `context` is for controls: "own" is IKM; "constant" the attention of an image without context; "shuffled" that of
+    the batch's next image (of an image alone: its own).
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int], *,
                  stride: int | tuple[int, int] = 1, padding: int | tuple[int, int] = 0,
                  dilation: int | tuple[int, int] = 1, bias: bool = True, gradient: str = "iso",
-                 tau: float | str = 0.0, strict: bool = False, transform: str = "sigmoid"):
+                 tau: float | str = 0.0, strict: bool = False, transform: str = "sigmoid", context: str = "own"):
         _require("gradient rule", gradient, GRADIENTS)
         _require("transform", transform, TRANSFORMS)
+        _require("context", context, CONTEXTS)
         if isinstance(padding, str):
             raise ValueError(f"padding must be a number or a pair of numbers, not {padding!r}")
         if isinstance(tau, str):
@@ -206,10 +210,7 @@ class IKMConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=padding, dilation=dilation,
                          bias=bias)
         self.gradient, self.tau, self.strict, self.transform = gradient, tau, strict, transform
-
-    def pool(self, x: Tensor) -> Tensor:
-        """Pooled masks of x, (B, C, k, k); x may be a part of this layer's input channels."""
-        return pooled_mask(x, self.kernel_size, tau=self.tau, strict=self.strict)
+        self.context = context
 
     def attend(self, x: Tensor, *, after_relu: bool = False) -> Tensor | float:
         """Attention of x, (B, C, k, k); x may be a part of this layer's input channels.
@@ -218,23 +219,22 @@ class IKMConv2d(nn.Conv2d):
         attention a constant, returned as a number without a look at x. (A NaN is not principal: where there is one,
         the output is NaN either way, but what the NaN's channel adds elsewhere in its image is not quite the same.)
         """
-        if after_relu and not self.strict and not isinstance(self.tau, str) and self.tau <= 0:
+        all_principal = after_relu and not self.strict and not isinstance(self.tau, str) and self.tau <= 0
+        if all_principal or self.context == "constant":
             return 1.5 if self.transform == "sigmoid" else 1.0   # all cells are alike: n softmax(p) = 1
-        return proportion_transform(self.pool(x), self.transform)
+        own = contextual_attention(x, self.kernel_size, tau=self.tau, strict=self.strict, transform=self.transform)
+        return own.roll(-1, 0) if self.context == "shuffled" else own
 
-    def forward(self, x: Tensor, pooled: Tensor | None = None, *, after_relu: bool = False) -> Tensor:
-        """x (B, Ci, H, W) -> (B, Co, H', W'). `pooled` (B, Ci, k, k), if the caller has pooled x already; `after_relu`:
-        see `attend`."""
+    def forward(self, x: Tensor, *, after_relu: bool = False) -> Tensor:
+        """x (B, Ci, H, W) -> (B, Co, H', W'). `after_relu`: see `attend`."""
         if x.dim() == 3:
             return self.forward(x[None], after_relu=after_relu)[0]
-        attention = (self.attend(x, after_relu=after_relu) if pooled is None
-                     else proportion_transform(pooled, self.transform))
-        return modulated_conv2d(x, self.weight, attention, self.bias, stride=self.stride, padding=self.padding,
-                                dilation=self.dilation, gradient=self.gradient)
+        return modulated_conv2d(x, self.weight, self.attend(x, after_relu=after_relu), self.bias, stride=self.stride,
+                                padding=self.padding, dilation=self.dilation, gradient=self.gradient)
 
     def extra_repr(self) -> str:
         return (f"{super().extra_repr()}, gradient={self.gradient}, tau={self.tau}, strict={self.strict}, "
-                f"{self.transform}")
+                f"{self.transform}, context={self.context}")
 
 
 @contextmanager

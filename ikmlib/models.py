@@ -39,6 +39,8 @@ class Architecture:
     tau: float | str = 0.0                            # of ikm: threshold, a number, "mean" or "median"
     strict: bool = False                              # of ikm: x > tau instead of x >= tau
     transform: str = "sigmoid"                        # of ikm: sigmoid | softmax | residual
+    context: str = "own"                              # of ikm, for controls: own | constant | shuffled
+    gain: float = 1.0                                 # for controls: times the blocks' initial k x k weights
 
     def __post_init__(self):
         _require("block", self.block, BLOCKS)
@@ -61,10 +63,14 @@ ARCHITECTURES = {
 def _conv(arch: Architecture, in_channels: int, out_channels: int) -> nn.Conv2d:
     """A k x k convolution of a block, without bias, keeping H and W; modulated if the attention is IKM."""
     shape = dict(padding=arch.dilation * (arch.kernel - 1) // 2, dilation=arch.dilation, bias=False)
-    if arch.attention != "ikm":
-        return nn.Conv2d(in_channels, out_channels, arch.kernel, **shape)
-    return IKMConv2d(in_channels, out_channels, arch.kernel, **shape, gradient=arch.gradient, tau=arch.tau,
-                     strict=arch.strict, transform=arch.transform)
+    if arch.attention == "ikm":
+        conv = IKMConv2d(in_channels, out_channels, arch.kernel, **shape, gradient=arch.gradient, tau=arch.tau,
+                         strict=arch.strict, transform=arch.transform, context=arch.context)
+    else:
+        conv = nn.Conv2d(in_channels, out_channels, arch.kernel, **shape)
+    with torch.no_grad():
+        conv.weight.mul_(arch.gain)
+    return conv
 
 
 def _feature_attention(arch: Architecture, channels: int) -> nn.Module:
