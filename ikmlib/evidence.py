@@ -78,13 +78,15 @@ def summary(planned: Variants, done: Variants, sets: Sequence[str],
     return pd.DataFrame(rows)
 
 
-def contrasts(done: Variants, questions: Mapping[str, Weights], published: Mapping[str, float] | None = None, *,
-              sets: Sequence[str] = ()) -> pd.DataFrame:
+def contrasts(done: Variants | pd.DataFrame, questions: Mapping[str, Weights],
+              published: Mapping[str, float] | None = None, *, sets: Sequence[str] = ()) -> pd.DataFrame:
     """A row a question: what the weights make of the paper's numbers (`published`: label -> dB) and of our records.
 
-    Ours are paired over images and seeds; of all scored test sets, or of `sets` where they were scored.
+    Ours are paired over images and seeds; of all scored test sets, or of `sets` where they were scored. `done`: runs,
+    or per-image scores with a column `variant`.
     """
-    ours, rows, published = scores(done), [], {} if published is None else published
+    ours, rows = done if isinstance(done, pd.DataFrame) else scores(done), []
+    published = {} if published is None else published
     if set(sets) & set(ours["set"]):
         ours = ours[ours["set"].isin(sets)]
     for name, weights in questions.items():

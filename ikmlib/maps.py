@@ -24,7 +24,8 @@ from .metrics import luma, psnr_y
 from .models import DenseUnit, SRNetwork
 from .report import Difference, paired_bootstrap
 from .study import Run
-from .trainers import load_checkpoint, restored, super_resolve
+from .trainers import restored, super_resolve
+from .weights import trained_network
 
 # The shapes that the paper names, and the vertical twin of the second as a control. "Horizontal" as everywhere in
 # image processing: the filter that finds horizontal edges. The eight-neighbour Laplace has a cosine of 0.95 with the
@@ -41,16 +42,6 @@ DRAWN = ("embedded-test", "embedded-val")   # photographs that may be shown; the
 
 
 # --- networks and their attention -----------------------------------------------------------------------------------
-
-
-def trained_network(run: Run) -> SRNetwork | None:
-    """The network of a finished run; None if its weights are not at hand. Raises UnreadableCheckpoint if damaged."""
-    path = run.folder / "weights.pt"
-    if not path.exists():
-        return None
-    model = _ready(run)
-    model.load_state_dict(load_checkpoint(path, run.id)["model"])
-    return model
 
 
 def trained(runs: Iterable[Run]) -> dict[Run, SRNetwork]:

@@ -15,7 +15,8 @@ from .experiments import queue
 from .files import write_bytes
 
 PACK_FILES, PACK_BYTES = 8, 15_000_000
-PACKED = ("run.json", "scores.csv", "curve.csv", "checkpoint.pt", "weights.pt")   # in this order while there is room
+# in this order while there is room
+PACKED = ("run.json", "scores.csv", "curve.csv", "controls.csv", "checkpoint.pt", "weights.pt")
 
 
 def pack(profile: Profile, destination: Path) -> tuple[list[Path], list[str]]:

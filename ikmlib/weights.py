@@ -15,6 +15,7 @@ import torch
 from . import config
 from .files import write_bytes, write_text
 from .models import SCALES, Architecture, SRNetwork
+from .study import Run, default_device
 from .trainers import load_checkpoint
 
 METADATA = "ikmlib"   # one key: safetensors writes several in any order, and the file's sha256 would vary
@@ -99,6 +100,22 @@ def _network(record: dict, state: dict[str, torch.Tensor], path: Path) -> SRNetw
     if bad:
         raise ValueError(f"{path} holds values that are not finite: {', '.join(bad)}")
     return model
+
+
+def trained_network(run: Run) -> SRNetwork | None:
+    """The network of a finished run on the default device, in evaluation mode; None if its weights are not at hand.
+
+    Raises UnreadableCheckpoint or ValueError for a damaged file.
+    """
+    local, kept = run.folder / "weights.pt", folder() / f"{run.id}.safetensors"
+    if local.exists():
+        model = run.build()
+        model.load_state_dict(load_checkpoint(local, run.id)["model"])
+    elif kept.exists():
+        model, _ = load(kept)
+    else:
+        return None
+    return model.to(default_device(), memory_format=torch.channels_last).eval()
 
 
 def table() -> pd.DataFrame:

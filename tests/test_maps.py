@@ -10,6 +10,7 @@ from ikmlib import config, maps, report, study
 from ikmlib.files import save_torch
 from ikmlib.layers import attending, contextual_attention
 from ikmlib.models import ARCHITECTURES, DenseUnit, SRNetwork
+from ikmlib.weights import trained_network
 
 random = np.random.default_rng(0)
 SHAPES = {name: np.array(cells, dtype=float) for name, cells in maps.SHAPES.items()}
@@ -49,7 +50,7 @@ def test_weights_are_found_read_and_missed(results):
     weights = replace(here, seed=7).build().state_dict()   # not those of the seed
     save_torch({"key": here.id, "model": weights}, here.folder / "weights.pt")
     networks = maps.trained([here, gone])
-    assert list(networks) == [here] and maps.trained_network(gone) is None
+    assert list(networks) == [here] and trained_network(gone) is None
     np.testing.assert_array_equal(networks[here].head.weight.detach().cpu(), weights["head.weight"])
     assert maps.trained([]) == {}
 

@@ -1,0 +1,121 @@
+"""Controls: attention replaced where it should be, gradients against autograd, verdicts that follow the scores."""
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import TINY, tiny
+
+from ikmlib import config, controls, evidence, experiments, study
+from ikmlib.layers import IKMConv2d, attending
+from ikmlib.models import SRNetwork
+from ikmlib.trainers import evaluate
+
+from test_artefacts import fake   # isort: skip
+
+CPU, SMOKE = config.PROFILES["cpu"], config.PROFILES["smoke"]
+
+
+def network(seed=0, **changes):
+    torch.manual_seed(seed)
+    return SRNetwork(replace(TINY, **changes), 2)
+
+
+def batch(images=3):
+    return torch.rand(images, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+
+
+def test_constant_context_is_a_vanilla_network_with_weights_times_one_and_a_half():
+    constant, vanilla = network(context="constant"), network(attention="none", gain=1.5)
+    for conv in (m for m in constant.modules() if isinstance(m, IKMConv2d)):
+        assert conv.attend(batch()[:, :1]) == 1.5
+    torch.testing.assert_close(constant(batch()), vanilla(batch()))
+
+
+def test_shuffled_context_is_the_next_images():
+    own, shuffled = (network(context=context).blocks[0].units[0].convs[0] for context in ("own", "shuffled"))
+    x = torch.randn(3, 8, 9, 9)
+    torch.testing.assert_close(shuffled.attend(x), own.attend(x)[[1, 2, 0]], rtol=0, atol=0)
+    torch.testing.assert_close(shuffled.attend(x[:1]), own.attend(x[:1]), rtol=0, atol=0)
+
+
+def test_attention_taken_from_an_image_gives_that_images_result():
+    """Attention replaced by the image's own changes nothing, by another's the result; afterwards all is back."""
+    model = network(tau=-0.1)   # attention alive on the signed channels
+    x = batch(1)
+    own = controls._attention_of(model, model, x)
+    other = controls._attention_of(model, model, batch(2)[1:])
+    expected = model(x)
+    with attending(model, controls._replaced(own)):
+        torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
+    with attending(model, controls._replaced(other)):
+        assert not torch.equal(model(x), expected)
+    torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
+
+
+def test_other_attention_at_test_time_is_measured_once_and_kept(results, monkeypatch):
+    run = tiny()
+    assert controls.test_time_scores(run) is None
+    study.train(run, show=False)
+    table = controls.test_time_scores(run)
+    own = study.scores([run]).set_index(["set", "image"])
+    assert list(table.columns) == ["set", "image", "frozen", "swapped"] and len(table) == len(own)
+    model = controls.trained_network(run)
+    images = study.test_images(SMOKE, run.data)["embedded-test"]
+    with attending(model, controls._replaced(controls.training_mean(model, run))):
+        frozen = evaluate(model, images, 2).set_index("image").psnr_y
+    for row in table.itertuples():
+        assert row.frozen == pytest.approx(frozen[row.image], abs=1e-5)
+        assert abs(row.swapped - own.psnr_y[row.set, row.image]) < 1
+    monkeypatch.setattr(controls, "trained_network", None)   # any new measurement fails
+    pd.testing.assert_frame_equal(controls.test_time_scores(run), table)
+
+
+def test_gradients_of_the_rules_against_autograd_of_the_plain_formula():
+    model, (lr, hr) = network(), (batch(), torch.rand(3, 3, 24, 24))
+    found = controls._gradients(model, lr, hr)
+    exact = found["autograd"]
+    cosine = torch.cosine_similarity(found["iso"], exact, dim=0)
+    assert cosine > 0.999 and found["iso"].norm() / exact.norm() == pytest.approx(1 / 1.5 / 3, rel=0.05)
+    assert {m.gradient for m in model.modules() if isinstance(m, IKMConv2d)} == {"iso"}
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_gradient_agreement_of_a_short_training():
+    table = controls.gradient_agreement(SMOKE)
+    assert set(table["update"]) == {0, 10} and set(table.rule) == {"iso", "go"} and (table.cosine > 0.99).all()
+
+
+@pytest.mark.parametrize(("bonus", "own", "scale"), [
+    ({"IKM": 0.1}, "supported", "not supported"),
+    ({"IKM": 0.1, "constant 1.5": 0.1, "none, weights x 1.5": 0.1, "shuffled": 0.1}, "not supported", "supported")])
+def test_verdicts_follow_the_scores(results, bonus, own, scale):
+    blocks = ("U-HDB", "RB")
+    done = fake(experiments.controls(CPU), bonus={f"{b} {k}": value for b in blocks for k, value in bonus.items()})
+    for block in blocks:   # what test time would have measured: as much worse than IKM as constant attention is
+        for run in done[f"{block} IKM"]:
+            table = study.scores([run])[["set", "image", "psnr_y"]]
+            worse = bonus["IKM"] - bonus.get("constant 1.5", 0) + 0.001
+            table = table.assign(frozen=table.psnr_y - worse, swapped=table.psnr_y - worse)
+            if own != "supported":
+                table[["frozen", "swapped"]] += 0.01
+            controls.write_csv(run.folder / "controls.csv", table.drop(columns="psnr_y"))
+    scored = controls.all_scores(done)
+    table = evidence.contrasts(scored, {k: v for b in blocks for k, v in controls.questions(b).items()})
+    asked = evidence.contrasts(scored, {k: v for b in blocks for k, v in controls.own_attention_questions(b).items()})
+    assert table.gain_db_ours.notna().all() and asked.gain_db_ours.notna().all()
+    found = controls.verdicts(table, asked, CPU)
+    assert (found["E1, own attention"]["verdict"], found["E2, scale"]["verdict"]) == (own, scale)
+    assert ("is better" in controls.conclusion(asked)) == (own == "supported")
+    controls.figure_order(table)
+
+
+def test_nothing_trained_is_not_tested(results):
+    nothing = {label: [] for label in experiments.controls(CPU)}
+    table = evidence.contrasts(controls.all_scores(nothing), controls.questions("U-HDB"))
+    own = evidence.contrasts(controls.all_scores(nothing), controls.own_attention_questions("U-HDB"))
+    assert {v["verdict"] for v in controls.verdicts(table, own, CPU).values()} == {"not tested at this budget"}
+    assert controls.conclusion(own).count("not measured") == 4
+    controls.figure_order(table)
+    controls.figure_gradients(pd.DataFrame({"update": [0], "rule": ["iso"], "cosine": [0.9], "norm_ratio": [np.nan]}))
