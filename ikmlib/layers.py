@@ -175,7 +175,8 @@ def modulated_conv2d(x: Tensor, weight: Tensor, attention: Tensor | float, bias:
         elif len(x) == 1 or gradient == "go":
             attention = attention[0] if len(x) == 1 else attention.mean(0)
     if not isinstance(attention, Tensor) or attention.dim() == 3:   # one kernel for all images
-        kernel = _IsoKernel.apply(weight, attention, max(len(x), 1)) if gradient == "iso" else weight * attention
+        learns = gradient == "iso" and torch.is_grad_enabled()
+        kernel = _IsoKernel.apply(weight, attention, max(len(x), 1)) if learns else weight * attention
         return F.conv2d(x, kernel, bias, stride, padding, dilation)
     device = x.device.type
     if is_autocast_available(device) and torch.is_autocast_enabled(device):   # the custom backward is outside its reach
