@@ -101,10 +101,14 @@ def _convs(modules: nn.Module) -> list[nn.Conv2d]:
     return [module for module in modules.modules() if isinstance(module, nn.Conv2d)]
 
 
+def _pixel_bytes(modules: nn.Module, scale: int) -> int:
+    """What computing takes for each input pixel: three times its widest convolution's input and output."""
+    return 12 * max(conv.in_channels + conv.out_channels for conv in _convs(modules)) * max(1, scale**2 // 4)
+
+
 def _band_rows(modules: nn.Module, scale: int, width: int, halo: int, max_bytes: int) -> int:
-    """Rows whose step takes about max_bytes: for each pixel three times its widest convolution's input and output."""
-    pixel = 12 * max(conv.in_channels + conv.out_channels for conv in _convs(modules)) * max(1, scale**2 // 4)
-    return max(8, max_bytes // (width * pixel) - 2 * halo)
+    """Rows whose step takes about max_bytes."""
+    return max(8, max_bytes // (width * _pixel_bytes(modules, scale)) - 2 * halo)
 
 
 def _bands(function: Callable[[Tensor], Tensor], x: _Map | list[_Map], skip: _Map | None = None,
@@ -136,27 +140,42 @@ def _bands(function: Callable[[Tensor], Tensor], x: _Map | list[_Map], skip: _Ma
     return output
 
 
-def super_resolve_large(model: SRNetwork, lr_uint8: np.ndarray, *, max_bytes: int = 2 << 30,
-                        show: bool = True) -> np.ndarray:
-    """As `trainers.super_resolve`, uint8 (h, w, 3) -> uint8 (s h, s w, 3), to rounding, in about `max_bytes` of memory.
+def available_bytes(device: torch.device) -> int:
+    """Memory that can be had on a device now; 2 GiB where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo") as file:
+            return next(1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return 2 << 30
+
+
+def whole_bytes(model: SRNetwork, height: int, width: int) -> int:
+    """Memory that an LR image takes at once, about."""
+    return height * width * (_pixel_bytes(model, model.scale) + 4 * MAPS * model.arch.channels)
+
+
+def in_bands(model: SRNetwork, x: Tensor, *, max_bytes: int = 2 << 30, show: bool = True) -> Tensor:
+    """model(x) of one image, (1, 3, h, w) in 0..1 -> (1, 3, s h, s w) on the CPU, to rounding, in about `max_bytes`.
 
     Half of `max_bytes` is for feature maps, which go to files in the temporary folder (TMPDIR) if they do not fit, and
-    half for what is computed of a band; the images are extra. Bands have at least 8 rows. Raises ValueError for another
-    type of image, and for a median threshold, which is no average.
+    half for what is computed of a band; x and the result are extra. Bands have at least 8 rows. Raises ValueError for
+    more than one image, and for a median threshold, which is no average.
     """
-    if lr_uint8.dtype != np.uint8 or lr_uint8.ndim != 3 or lr_uint8.shape[2] != 3:
-        raise ValueError(f"expected a uint8 image (h, w, 3), not {lr_uint8.dtype} {lr_uint8.shape}")
+    if x.dim() != 4 or x.shape[:2] != (1, 3):
+        raise ValueError(f"expected one image (1, 3, h, w), not {tuple(x.shape)}")
     if model.arch.attention == "ikm" and model.arch.tau == "median":
         raise ValueError("the threshold tau 'median' cannot be found band by band; allowed: a number, 'mean'")
-    (height, width, _), dtype = lr_uint8.shape, model.mean.cpu().numpy().dtype
-    mean, std = (buffer.cpu().numpy().reshape(3) for buffer in (model.mean, model.std))
+    (height, width), mean, std = x.shape[2:], model.mean.cpu(), model.std.cpu()
+    dtype = mean.numpy().dtype
     on_disk = MAPS * height * width * model.arch.channels * dtype.itemsize > max_bytes // 2
     maps = _Map(height, width, 3, dtype, on_disk)
-    maps.write(0, torch.from_numpy((lr_uint8 / dtype.type(255) - mean) / std).permute(2, 0, 1)[None])
+    maps.write(0, (x.to(mean) - mean) / std)
     with torch.no_grad(), tqdm(total=height * _steps(model), desc="super-resolution", unit="row", disable=not show,
                                leave=False) as bar:
-        output = model.normalised(maps, partial(_bands, max_bytes=max_bytes // 2, on_disk=on_disk, bar=bar))
-    return _to_uint8(output, mean, std)
+        y = model.normalised(maps, partial(_bands, max_bytes=max_bytes // 2, on_disk=on_disk, bar=bar))
+    return y.read(0, y.shape[0]) * std + mean
 
 
 def _steps(model: SRNetwork) -> int:
@@ -164,12 +183,3 @@ def _steps(model: SRNetwork) -> int:
     steps: list[tuple] = []
     model.normalised(None, lambda *step, **options: steps.append(step))
     return len(steps)
-
-
-def _to_uint8(output: _Map, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-    """Normalised SR as an image, clipped and rounded."""
-    image = np.empty(output.shape, np.uint8)
-    for top in range(0, len(image), 64):
-        rows = output.read(top, top + 64)[0].permute(1, 2, 0).numpy() * std + mean
-        image[top:top + 64] = np.rint(rows.clip(0, 1) * 255)
-    return image

@@ -21,8 +21,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import config, study, weights
+from . import config, study, tiling, weights
 from .files import write_bytes
+from .models import SRNetwork
 
 # Pillow's modes: grey, with transparency, and all that are read (8 bits; 16 bits)
 GREY, ALPHA = ("1", "L", "LA", "La"), ("LA", "La", "PA", "RGBA", "RGBa")
@@ -150,7 +151,14 @@ def png(picture: Picture) -> bytes:
 
 
 def _through(model: nn.Module, x: Tensor) -> Tensor:
-    """RGB through the network: float (1, 3, h, w) in 0..1 -> (1, 3, s h, s w), not clipped. All pixels pass here."""
+    """RGB through the network: float (1, 3, h, w) in 0..1 -> (1, 3, s h, s w), not clipped. All pixels pass here.
+
+    A network of the study takes what half of the available memory cannot hold band by band: the same result.
+    """
+    if isinstance(model, SRNetwork):
+        room = tiling.available_bytes(x.device) // 2
+        if tiling.whole_bytes(model, *x.shape[2:]) > room:
+            return tiling.in_bands(model, x, max_bytes=room)
     with torch.no_grad():
         return model(x.contiguous(memory_format=torch.channels_last))
 

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 
 from ikmlib import tiling
 from ikmlib.models import ARCHITECTURES, Architecture, SRNetwork
-from ikmlib.tiling import super_resolve_large
+from ikmlib.tiling import in_bands
 from ikmlib.trainers import super_resolve
+from ikmlib.upscale import Picture, enlarge
 
 TINY = Architecture(blocks=2, depths=(2, 1, 1, 2), channels=8, growth=4)
 IMAGE = np.random.default_rng(0).integers(0, 256, (61, 37, 3), dtype=np.uint8)
@@ -23,6 +24,10 @@ def network(scale=2, **options):
         for p in model.parameters():
             p.mul_(2)
     return model
+
+
+def pixels(image):
+    return torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
 
 
 @pytest.fixture
@@ -43,30 +48,20 @@ ATTENTIONS = {"none": {"attention": "none"}, "ikm": {}, "strict": {"strict": Tru
 @pytest.mark.parametrize("block", ["rb", "db", "rdb", "uhdb"])
 @pytest.mark.parametrize("options", ATTENTIONS.values(), ids=ATTENTIONS)
 @pytest.mark.parametrize("max_bytes", [1, 1 << 30], ids=["files", "memory"])
-def test_bands_are_the_whole_image(block, options, max_bytes, small_bands, monkeypatch):
-    model = network(block=block, **options)
-    found = {}
-    to_uint8 = tiling._to_uint8
-    monkeypatch.setattr(tiling, "_to_uint8", lambda y, mean, std: (
-        found.update(y=y.read(0, 1000)), to_uint8(y, mean, std))[1])
-    image = super_resolve_large(model, IMAGE, max_bytes=max_bytes, show=False)
-    x = torch.from_numpy(IMAGE).permute(2, 0, 1)[None].double() / 255
-    with torch.no_grad():
-        expected = model(x)
+def test_bands_are_the_whole_image(block, options, max_bytes, small_bands):
+    model, x = network(block=block, **options), pixels(IMAGE).double()
+    found = in_bands(model, x, max_bytes=max_bytes, show=False)
     assert len(small_bands) > 8 * 10   # it was in bands
-    torch.testing.assert_close(found["y"] * model.std + model.mean, expected, rtol=1e-9, atol=1e-9)
-    exact = (expected[0].permute(1, 2, 0).clamp(0, 1) * 255).numpy()
-    assert (np.abs(image - exact) <= 0.5 + 1e-6).all()
+    with torch.no_grad():
+        torch.testing.assert_close(found, model(x), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 @pytest.mark.parametrize("size", [(5, 9), (17, 8), (50, 31)])
 def test_every_scale_and_odd_sizes_in_float32(scale, size, small_bands):
-    model, image = network(scale).float(), IMAGE[:size[0], :size[1]]
-    found = super_resolve_large(model, image, show=False).astype(int)
-    expected = super_resolve(model, image).astype(int)
-    assert found.shape == (scale * size[0], scale * size[1], 3)
-    assert np.abs(found - expected).max() <= 1 and (found != expected).mean() < 1e-3   # float32 beside a half
+    model, x = network(scale).float(), pixels(IMAGE[:size[0], :size[1]])
+    with torch.no_grad():
+        torch.testing.assert_close(in_bands(model, x, show=False), model(x), rtol=1e-4, atol=1e-4)
 
 
 def test_attention_of_a_band_alone_would_be_another_image():
@@ -97,7 +92,7 @@ def test_the_released_settings_convolve_nothing_twice(small_bands):
     calls = []
     model = network()
     model.blocks[0].units[0].transition.register_forward_hook(lambda *a: calls.append(1))
-    super_resolve_large(model, IMAGE, show=False)
+    in_bands(model, pixels(IMAGE).double(), show=False)
     units, other = 2 * 4, 3   # head, fuse, upscaling with the tail
     assert len(calls) == 8 and len(small_bands) == 8 * (2 * units + other)
 
@@ -111,6 +106,15 @@ def test_fewer_bytes_fewer_rows():
 
 def test_what_cannot_be_done_is_named():
     with pytest.raises(ValueError, match="median"):
-        super_resolve_large(network(tau="median"), IMAGE)
-    with pytest.raises(ValueError, match="float64"):
-        super_resolve_large(network(), IMAGE / 255)
+        in_bands(network(tau="median"), pixels(IMAGE))
+    with pytest.raises(ValueError, match="2, 3, 61, 37"):
+        in_bands(network(), pixels(IMAGE).repeat(2, 1, 1, 1))
+
+
+def test_an_image_too_large_for_the_memory_is_enlarged_in_bands(small_bands, monkeypatch):
+    model, picture = network().float(), Picture((IMAGE / 255).astype(np.float32))
+    whole = enlarge(model, picture).colour
+    assert not small_bands and tiling.available_bytes(torch.device("cpu")) > 1 << 20
+    monkeypatch.setattr(tiling, "available_bytes", lambda device: tiling.whole_bytes(model, 61, 37))   # half of it
+    np.testing.assert_allclose(enlarge(model, picture).colour, whole, rtol=1e-4, atol=1e-4)
+    assert small_bands
