@@ -393,7 +393,8 @@ def c9(table: pd.DataFrame, own: str, profile: Profile) -> dict[str, str]:
     known = "; ".join(f"x{scale} {column.removesuffix('_psnr')} {value:.2f}" for (scale, column), value in
                       ours.stack().dropna().items())
     return {"paper": f"{own} has the best PSNR of its table", "ours": known or "no set of the table was scored",
-            "verdict": verdict, "because": "Holds where our mean is above every other method's printed number; only the profile `paper` "
+            "verdict": verdict,
+            "because": "Holds where our mean is above every other method's printed number; only the profile `paper` "
                        "trains on the published data for the published time."}
 
 
