@@ -89,7 +89,7 @@ def test_gradient_agreement_of_a_short_training():
 
 @pytest.mark.parametrize(("bonus", "own", "scale"), [
     ({"IKM": 0.1}, "supported", "not supported"),
-    ({"IKM": 0.1, "constant 1.5": 0.1, "none, weights x 1.5": 0.1, "shuffled": 0.1}, "not supported", "supported")])
+    ({"IKM": 0.1, "constant 1.5": 0.15, "none, weights x 1.5": 0.1, "shuffled": 0.15}, "not supported", "supported")])
 def test_verdicts_follow_the_scores(results, bonus, own, scale):
     blocks = ("U-HDB", "RB")
     done = fake(experiments.controls(CPU), bonus={f"{b} {k}": value for b in blocks for k, value in bonus.items()})
