@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from skimage.metrics import structural_similarity
 from skimage.transform import resize
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from . import config, datasets
 from .data import _contributions, crop_to_multiple, imresize, to_rgb

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.utils import _ntuple
 from torch.overrides import TorchFunctionMode
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .models import SRNetwork
 
