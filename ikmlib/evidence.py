@@ -165,5 +165,5 @@ def figure_curves(panels: Mapping[str, Variants]):
         seaborn.lineplot(found, x="update", y="psnr_y", hue="variant", style="variant", errorbar="sd", ax=axes)
         axes.set(title=title, xlabel="updates", ylabel="validation PSNR (dB)")
         if len(found):
-            axes.legend(title="", fontsize=10, loc="lower right")
+            axes.legend(title="", fontsize=10)
     return figure
