@@ -5,6 +5,7 @@ luma costs from the scores of our own finished runs.
 """
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import NamedTuple
@@ -252,6 +253,24 @@ def _trap_errors(traps: pd.DataFrame) -> list[tuple]:
         ("Bicubic rows on rounded luma, learned rows on floating-point luma", "Table I",
          f"rounding {rounded:+.3f} dB ({where}); the grey image on its own values {grey:+.2f} dB ({grey_image})"),
     ]
+
+
+def repeats(profile: Profile) -> pd.DataFrame:
+    """What rounding alone changes: runs trained twice with one spec, by code that sums in another order.
+
+    `results/<profile>/repeats/<id>/` holds the earlier records. Columns: run, commits, mean change of PSNR over all
+    test images (dB, later minus earlier), and its standard deviation over images.
+    """
+    rows = []
+    for path in sorted((config.results_root() / profile.name / "repeats").glob("*/run.json")):
+        later = config.results_root() / profile.name / "runs" / path.parent.name
+        if (later / "run.json").exists():
+            commits = [json.loads((folder / "run.json").read_text())["git_commit"] for folder in (path.parent, later)]
+            scores = [pd.read_csv(folder / "scores.csv", dtype={"image": str}).set_index(["set", "image"]).psnr_y
+                      for folder in (path.parent, later)]
+            change = (scores[1] - scores[0]).dropna()
+            rows.append((path.parent.name, " and ".join(commits), change.mean(), change.std()))
+    return pd.DataFrame(rows, columns=["run", "commits", "change_db", "over_images_sd_db"])
 
 
 def errors_found(profile: Profile, traps: pd.DataFrame, cells: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:

@@ -245,9 +245,9 @@ def paired_shapes(attention: Attention) -> dict[str, tuple[np.ndarray, np.ndarra
 def questions(attention: Attention) -> dict[str, Difference]:
     """What the rule for C10 asks, and the same of the vertical Prewitt, which the paper does not name."""
     ratios = image_ratios(attention.whole).mean(2)
+    shares = (max(r, 0) / (1 + max(r, 0)) - LEAST_SPECIFIC for r in paired_bootstrap(ratios))
     found = {f"variance between images, less {LEAST_SPECIFIC:g}:":
-             Difference(*(r / (1 + r) - LEAST_SPECIFIC for r in paired_bootstrap(ratios)), *ratios.shape,
-                        "of the variance")}
+             Difference(*shares, *ratios.shape, "of the variance")}
     for shape, (bright, share) in paired_shapes(attention).items():
         found[f"{shape}, less 1/8:"] = Difference(*paired_bootstrap(share - CHANCE), *share.shape, "of the energy")
         found[f"{shape} as in the image:"] = rank_correlation(bright, share)

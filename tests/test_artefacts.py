@@ -120,7 +120,7 @@ def test_growth_that_slows_down_is_saturation(results):
 
 
 def test_the_zero_threshold_may_be_equal_and_the_median_must_be_better(results):
-    done = fake(experiments.fig9(CPU), bonus={"tau = median": 0.1})
+    done = fake(experiments.fig9(CPU), bonus={"tau = 0.0": 0.1, "tau = median": 0.3})
     cost = artefacts.threshold_cost(repeats=1)
     assert list(cost.threshold) == ["tau = 0.0", "tau = mean", "tau = median"] and (cost.milliseconds > 0).all()
     found = artefacts.fig9_verdicts(evidence.contrasts(done, artefacts.fig9_questions()), cost, CPU)

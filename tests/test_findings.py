@@ -145,3 +145,16 @@ def test_gains_read_off_five_images_get_their_interval(results):
     traps = pd.read_csv(config.ROOT / "results" / "cpu" / "protocol_traps.csv")
     table = findings.errors_found(CPU, traps, findings.cost_cells(), findings.peers())
     assert "2 seeds" in table[table.error.str.contains("five images")].shown_by.item()
+
+
+def test_a_run_trained_twice_is_compared_with_itself(results):
+    run = experiments.table3(CPU)["U-HDB IKM"][0]
+    assert findings.repeats(CPU).empty
+    earlier = run.folder.parents[1] / "repeats" / run.id
+    for folder, psnr, commit in ((run.folder, 31.0, "later"), (earlier, 30.5, "first")):
+        scores = pd.DataFrame({"set": "Set5", "image": ["a", "b"], "psnr_y": [psnr, psnr + 1]})
+        write_csv(folder / "scores.csv", scores)
+        write_text(folder / "run.json", f'{{"git_commit": "{commit}"}}')
+    table = findings.repeats(CPU)
+    assert table.change_db.item() == pytest.approx(0.5) and table.commits.item() == "first and later"
+    assert table.over_images_sd_db.item() == 0

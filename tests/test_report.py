@@ -18,14 +18,26 @@ def test_bootstrap_is_resampling_written_out():
     draws = np.random.default_rng(7)
     rows, columns = draws.integers(3, size=(500, 3)), draws.integers(20, size=(500, 20))
     means = [d[np.ix_(r, c)].mean() for r, c in zip(rows, columns, strict=True)]
-    expected = d.mean(), *np.quantile(means, (0.025, 0.975))
-    assert paired_bootstrap(d, seed=7, resamples=500) == pytest.approx(expected)
+    half = 4.30265 * np.std(means) * (3 / 2) ** 0.5   # Student's t with two degrees of freedom
+    assert paired_bootstrap(d, seed=7, resamples=500) == pytest.approx((d.mean(), d.mean() - half, d.mean() + half))
 
 
-def test_bootstrap_covers_the_truth():
-    hits = [low <= 0.3 <= high for _, low, high in (
-        paired_bootstrap(random.normal(0.3, 1, 60), seed=i, resamples=400) for i in range(200))]
-    assert 0.88 <= np.mean(hits) <= 0.99
+def test_one_seed_is_students_interval_over_images():
+    d = random.normal(0.1, 1, 40)
+    half = 2.02269 * d.std(ddof=1) / 40 ** 0.5
+    assert paired_bootstrap(d) == pytest.approx((d.mean(), d.mean() - half, d.mean() + half), rel=0.05)
+
+
+@pytest.mark.parametrize("seeds", [1, 3, 5])
+def test_intervals_cover_the_truth(seeds):
+    """Trainings differ by 1, images by 1, and by 0.5 from training to training."""
+    draw = np.random.default_rng(seeds)
+    hits = []
+    for i in range(300):
+        d = draw.normal(0, 1, 60) + draw.normal(0, 0.5, (seeds, 60)) + draw.normal(0, seeds > 1, (seeds, 1))
+        _, low, high = paired_bootstrap(0.3 + d, seed=i, resamples=300)
+        hits.append(low <= 0.3 <= high)
+    assert 0.92 <= np.mean(hits) <= 0.995
 
 
 @pytest.mark.parametrize("bad", [[], [1.0, float("nan")]])
