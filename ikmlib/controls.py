@@ -15,7 +15,7 @@ from tqdm import tqdm
 from . import config, study
 from .config import Profile
 from .data import crop_to_multiple, imresize, to_rgb, training_data
-from .evidence import differences, scores
+from .evidence import differences, scores, with_seeds
 from .experiments import CONTROLS, UHDB, Variants
 from .files import write_csv
 from .layers import GRADIENTS, IKMConv2d, attending
@@ -212,7 +212,7 @@ def figure_order(table: pd.DataFrame):
         axes.errorbar(gain, chosen.index, xerr=[gain - low, high - gain],
                       fmt="o", color=colour, capsize=4, label=label)
     axes.axvline(0, color="0.3", lw=1)
-    axes.set_yticks(range(len(rows)), rows.contrast)
+    axes.set_yticks(range(len(rows)), with_seeds(rows))
     axes.grid(False, axis="y")
     axes.set(xlabel="PSNR difference to the vanilla network (dB), all test images")
     figure.legend(ncols=2, loc="outside lower center", fontsize=11)

@@ -130,6 +130,15 @@ def claim(found: Mapping[str, Difference | None], profile: Profile, *, paper: st
 # --- figures --------------------------------------------------------------------------------------------------------
 
 
+def with_seeds(table: pd.DataFrame) -> list[str]:
+    """The contrasts' names; with the number of seeds where rows rest on different numbers: one seed's interval, of
+    images alone, is narrow for that reason."""
+    if table.seeds.dropna().nunique() < 2:
+        return list(table.contrast)
+    return [f"{row.contrast} ({'–' if pd.isna(row.seeds) else row.seeds} seed{'' if row.seeds == 1 else 's'})"
+            for row in table.itertuples()]
+
+
 def figure_contrasts(table: pd.DataFrame, *, unit: str = "PSNR difference (dB)", where: str = "all test images"):
     """Ours with the 95 % interval, the paper's as a hollow diamond; a row a question of `contrasts`."""
     import matplotlib.pyplot as plt
@@ -143,7 +152,7 @@ def figure_contrasts(table: pd.DataFrame, *, unit: str = "PSNR difference (dB)",
         axes.scatter(rows.gain_db_paper, y, marker="D", s=55, facecolors="none", edgecolors="C1", lw=1.6,
                      label="paper")
     axes.axvline(0, color="0.3", lw=1)
-    axes.set_yticks(y, table.contrast)
+    axes.set_yticks(y, with_seeds(table))
     axes.set_ylim(len(table) - 0.5, -0.5)
     axes.grid(False, axis="y")
     axes.set(xlabel=unit)

@@ -182,3 +182,11 @@ def test_paper_numbers_are_the_ones_of_the_text():
     assert len(table) == 16 and set(table.attention) == {"none", "CA", "SA", "IKM"}
     assert (config.PAPER / "table1.csv").exists() and json.dumps(sorted(artefacts.table1_published().index)) == (
         '["x2", "x3", "x4"]')
+
+
+def test_rows_of_different_numbers_of_seeds_say_so(results):
+    done = fake(experiments.table5(CPU))
+    assert evidence.with_seeds(evidence.contrasts(done, artefacts.TABLE5_QUESTIONS)) == list(artefacts.TABLE5_QUESTIONS)
+    done["U-style"] = done["U-style"][:1]
+    names = evidence.with_seeds(evidence.contrasts(done, artefacts.TABLE5_QUESTIONS))
+    assert names[0] == "U-style, at equal depths (1 seed)" and names[1] == "U-style, with the hourglass (3 seeds)"
