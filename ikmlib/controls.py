@@ -4,7 +4,7 @@ The trained controls are `experiments.controls`. All of them together are compar
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -170,14 +170,14 @@ def _gradients(model: SRNetwork, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
     return found
 
 
-def gradient_agreement(profile: Profile, seeds: Iterable[int] | None = None) -> pd.DataFrame:
+def gradient_agreement(profile: Profile) -> pd.DataFrame:
     """The three rules on the same batch while U-HDB is trained by IsO: update, seed, rule, cosine and norm_ratio to
     autograd's gradient.
 
     A short training of its own, at GRADIENT_UPDATES up to the profile's updates; the batch is the one that follows.
     """
     device, rows = study.default_device(), []
-    for seed in profile.seeds if seeds is None else seeds:
+    for seed in profile.seeds:
         run = study.found(Run.of(profile, UHDB, seed))
         sampler, _, _ = training_data(run.data, run.scale, run.patch, str(device))
         model = run.build().to(device, memory_format=torch.channels_last)

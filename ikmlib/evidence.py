@@ -139,7 +139,7 @@ def with_seeds(table: pd.DataFrame) -> list[str]:
             for row in table.itertuples()]
 
 
-def figure_contrasts(table: pd.DataFrame, *, unit: str = "PSNR difference (dB)", where: str = "all test images"):
+def figure_contrasts(table: pd.DataFrame):
     """Ours with the 95 % interval, the paper's as a hollow diamond; a row a question of `contrasts`."""
     import matplotlib.pyplot as plt
 
@@ -147,7 +147,7 @@ def figure_contrasts(table: pd.DataFrame, *, unit: str = "PSNR difference (dB)",
     rows = table[["gain_db_paper", "gain_db_ours", "low_db", "high_db"]].astype(float)
     y = range(len(table))
     axes.errorbar(rows.gain_db_ours, y, xerr=[rows.gain_db_ours - rows.low_db, rows.high_db - rows.gain_db_ours],
-                  fmt="o", color="C0", capsize=4, label=f"ours, 95 % interval, {where}")
+                  fmt="o", color="C0", capsize=4, label="ours, 95 % interval, all test images")
     if rows.gain_db_paper.notna().any():
         axes.scatter(rows.gain_db_paper, y, marker="D", s=55, facecolors="none", edgecolors="C1", lw=1.6,
                      label="paper")
@@ -155,7 +155,7 @@ def figure_contrasts(table: pd.DataFrame, *, unit: str = "PSNR difference (dB)",
     axes.set_yticks(y, with_seeds(table))
     axes.set_ylim(len(table) - 0.5, -0.5)
     axes.grid(False, axis="y")
-    axes.set(xlabel=unit)
+    axes.set(xlabel="PSNR difference (dB)")
     figure.legend(ncols=2, loc="outside lower center", fontsize=11)
     return figure
 

@@ -71,19 +71,18 @@ class Difference:
         return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}] {self.unit}"
 
 
-def contrast(scores: pd.DataFrame, weights: Mapping[str, float], *, metric: str = "psnr_y",
-             unit: str = "dB") -> Difference | None:
-    """Weighted sum of variants' scores, paired over (seed, set, image): {"ours": 1, "theirs": -1} is a difference.
+def contrast(scores: pd.DataFrame, weights: Mapping[str, float]) -> Difference | None:
+    """Weighted sum of variants' PSNR, paired over (seed, set, image): {"ours": 1, "theirs": -1} is a difference.
 
     `scores`: per-image scores with a column `variant`. Only seeds and images that all variants have are compared; None
     if there is none.
     """
     wide = scores[scores.variant.isin(list(weights))].pivot_table(
-        index=["set", "image", "seed"], columns="variant", values=metric).reindex(columns=list(weights))
+        index=["set", "image", "seed"], columns="variant", values="psnr_y").reindex(columns=list(weights))
     table = (wide * pd.Series(weights)).sum(axis=1, skipna=False).dropna().unstack("seed").dropna()
     if table.empty:
         return None
-    return Difference(*paired_bootstrap(table.to_numpy(dtype=float).T), table.shape[1], table.shape[0], unit)
+    return Difference(*paired_bootstrap(table.to_numpy(dtype=float).T), table.shape[1], table.shape[0])
 
 
 def judge(differences: Sequence[Difference | None], *, margin: float = 0.0, evidence: bool = True) -> str:

@@ -55,7 +55,7 @@ def slug(arch: Architecture) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """What is trained. `profile` only says in which folder its records lie; everything else makes the id."""
+    """What is trained. `profile` says where its records lie and what budget is usual; the rest makes the id's hash."""
 
     profile: str
     arch: Architecture
