@@ -25,6 +25,7 @@ from tqdm import tqdm
 from . import study
 from .layers import IKMConv2d, contextual_attention
 from .models import ARCHITECTURES, DenseUnit, SRNetwork
+from .trainers import Captured
 
 VANILLA, BY_INPUTS, RELEASED, OURS = "vanilla", "vanilla, by inputs", "IKM as released", "IKM, ours"
 SCHEMES = (VANILLA, BY_INPUTS, RELEASED, OURS)
@@ -110,12 +111,14 @@ def _inference(model: nn.Module, x: Tensor) -> None:
         model(x)
 
 
-def _training(model: nn.Module, x: Tensor) -> None:
-    """Forward, backward and an update, as one training step."""
+def _training(model: nn.Module, x: Tensor) -> Tensor:
+    """Forward, backward and an update, as one training step; returns the loss."""
     model.zero_grad(set_to_none=True)
-    model(x).abs().mean().backward()
+    loss = model(x).abs().mean()
+    loss.backward()
     with torch.no_grad():
         torch._foreach_add_([p for p in model.parameters()], [p.grad for p in model.parameters()], alpha=-1e-6)
+    return loss.detach()
 
 
 def _wait(device: torch.device) -> None:
@@ -132,9 +135,8 @@ def _resident(field: str) -> int:
 def peak_megabytes(work: Callable[[], None], device: torch.device) -> float:
     """Memory that `work` needs above what is in use before it: of the allocator on a GPU, of the process on Linux.
 
-    NaN where the system does not tell.
+    NaN where the system does not tell. What stays after a first call (primitives, workspaces) counts if this is it.
     """
-    work()   # once, for what stays: primitives, workspaces
     if device.type == "cuda":
         _wait(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -175,10 +177,18 @@ def measure(case: Case, seconds: float, device: torch.device) -> list[dict]:
     x = torch.randn(shape, generator=random).to(device, memory_format=torch.channels_last)
     schemes = [scheme for scheme in SCHEMES if case.subject != "layer" or scheme != BY_INPUTS]
     models = {scheme: build(case.subject, scheme, case.channels).to(device) for scheme in schemes}
+    passes = {"inference": {scheme: partial(_inference, model, x) for scheme, model in models.items()},
+              "training": {scheme: partial(_training, model, x) for scheme, model in models.items()}}
+    if device.type == "cuda":   # the step as `Trainer` takes it
+        passes["training, captured"] = {scheme: partial(Captured(partial(_training, model)), x)
+                                        for scheme, model in models.items()}
     rows = []
-    for name, act in (("inference", _inference), ("training", _training)):
-        work = {scheme: partial(act, model, x) for scheme, model in models.items()}
-        peaks = {scheme: peak_megabytes(function, device) for scheme, function in work.items()}   # also warms up
+    for name, work in passes.items():
+        for function in work.values():
+            for _ in range(4):   # sets things up: primitives, workspaces, graphs
+                function()
+        peaks = {scheme: float("nan") if name == "training, captured" else peak_megabytes(function, device)
+                 for scheme, function in work.items()}   # a graph's memory is set aside when it is captured
         times = interleave(work, device, seconds)
         for scheme, values in times.items():
             low, ratio, high = np.quantile(values / times[VANILLA], (0.25, 0.5, 0.75))

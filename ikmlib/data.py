@@ -141,8 +141,8 @@ class PatchSampler:
         self._size = np.array([image.shape[:2] for image in lr])
         self._lr, self._hr = _Pixels(lr, self.device), _Pixels(hr, self.device)
 
-    def _draw(self, seed: int, update: int, batch: int) -> Tensor:
-        """Image, top, left, transpose, flip rows, flip columns: (6, B) integers."""
+    def draw(self, seed: int, update: int, batch: int) -> Tensor:
+        """What mini-batch `update` shows: image, top, left, transpose, flip rows, flip columns: (6, B) integers."""
         random = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, update]))
         image = random.integers(len(self._size), size=batch)
         room = self._size[image] - self.patch + 1
@@ -157,12 +157,16 @@ class PatchSampler:
         rows, columns = torch.where(t, columns, rows), torch.where(t, rows, columns)
         return torch.where(fr, side - 1 - rows, rows), torch.where(fc, side - 1 - columns, columns)
 
-    def batch(self, seed: int, update: int, batch: int) -> tuple[Tensor, Tensor]:
-        """Mini-batch `update`: LR (B, 3, p, p) and HR (B, 3, sp, sp), RGB in 0..1."""
-        image, top, left, *augmentation = self._draw(seed, update, batch)
+    def cut(self, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """The drawn patches: LR (B, 3, p, p) and HR (B, 3, sp, sp), RGB in 0..1."""
+        image, top, left, *augmentation = drawn
         s, p = self.scale, self.patch
         return (self._lr.crop(image, top, left, *self._grid(p, *augmentation)),
                 self._hr.crop(image, top * s, left * s, *self._grid(p * s, *augmentation)))
+
+    def batch(self, seed: int, update: int, batch: int) -> tuple[Tensor, Tensor]:
+        """Mini-batch `update`: `cut` of its `draw`."""
+        return self.cut(self.draw(seed, update, batch))
 
 
 @lru_cache(maxsize=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -99,6 +100,51 @@ class Progress:
     total: float = 0.0               # loss summed since the last row of the curve
 
 
+# --- one launch an update -------------------------------------------------------------------------------------------
+
+
+class Captured:
+    """A function of one GPU tensor of fixed shape, replayed as a CUDA graph from its fourth call on.
+
+    A small network's update is a thousand kernels of a few microseconds, and a CPU cannot launch them as fast as a
+    GPU runs them; a graph is one launch. `function` must do all its work on the device, and what it changes (weights,
+    optimizer) it must change in place. Where capture fails, a warning says so and calls stay plain.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor]):
+        self.function, self.plain_calls_left = function, 3   # plain calls let libraries choose and allocate
+        self.graph = self.input = self.output = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.graph is None and self.plain_calls_left == 0:
+            self._capture(x)
+        if self.graph is None:
+            self.plain_calls_left -= 1
+            return self._on_side_stream(x)
+        self.input.copy_(x)
+        self.graph.replay()
+        return self.output.clone()
+
+    def _on_side_stream(self, x: Tensor) -> Tensor:
+        """A plain call, on a stream of its own as the calls before a capture must be."""
+        main, side = torch.cuda.current_stream(x.device), torch.cuda.Stream(x.device)
+        side.wait_stream(main)
+        with torch.cuda.stream(side):
+            y = self.function(x)
+        main.wait_stream(side)
+        return y
+
+    def _capture(self, x: Tensor) -> None:
+        graph, self.input = torch.cuda.CUDAGraph(), x.clone()
+        try:
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self.output = self.function(self.input)
+            self.graph = graph
+        except RuntimeError as error:
+            warnings.warn(f"an update cannot be captured as a CUDA graph, training will be slower: {error}",
+                          stacklevel=2)
+
+
 # --- training -------------------------------------------------------------------------------------------------------
 
 
@@ -141,7 +187,8 @@ class Trainer:
     """One run: a model, its batches and its schedule; `fit` continues from the checkpoint if there is one.
 
     `key` names the run inside its checkpoint. Batches depend on (seed, update) alone and Adam's state is saved, so an
-    interrupted run ends with the same bits as an uninterrupted one (same device, versions and number of threads).
+    interrupted run ends with the same bits as an uninterrupted one (same CPU, versions and number of threads; a GPU may
+    sum in another order each time). On a GPU an update is `Captured`.
     """
 
     def __init__(self, model: nn.Module, sampler: PatchSampler, *, key: str, seed: int, updates: int, batch: int,
@@ -150,7 +197,12 @@ class Trainer:
         self.sampler, self.key, self.seed, self.updates, self.batch = sampler, key, seed, updates, batch
         self.checkpoint, self.validate, self.rate = checkpoint, validate, rate
         self.validation_updates = {round(updates * (i + 1) / validations) for i in range(validations)}
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+        if sampler.device.type == "cuda":   # the rate is read on the device, where a captured update can see it change
+            self.optimizer = torch.optim.Adam(model.parameters(), lr=torch.tensor(rate, device=sampler.device),
+                                              capturable=True, fused=True)
+            self._update = Captured(self._learn)
+        else:
+            self.optimizer, self._update = torch.optim.Adam(model.parameters(), lr=rate), self._learn
         self.progress = Progress(curve=[])
         self._unchecked: list[Tensor] = []   # losses still on the device
         if checkpoint.exists():
@@ -170,9 +222,14 @@ class Trainer:
 
     def step(self) -> Tensor:
         """One update; returns the loss (on the device)."""
+        rate = learning_rate(self.rate, self.progress.update, self.updates)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.rate, self.progress.update, self.updates)
-        lr, hr = self.sampler.batch(self.seed, self.progress.update, self.batch)
+            group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else rate
+        return self._update(self.sampler.draw(self.seed, self.progress.update, self.batch))
+
+    def _learn(self, drawn: Tensor) -> Tensor:
+        """Cut the drawn patches, and forward, backward and Adam's step: all on the device."""
+        lr, hr = self.sampler.cut(drawn)
         loss = mae(self.model(lr), hr, self.model.std)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
