@@ -35,6 +35,10 @@ EVIDENCE = tuple(profile for profile in reversed(PROFILES.values()) if profile.e
 COLUMNS = ["claim", "paper", "ours", "profile", "rests_on", "verdict", "notebook"]
 
 
+def seeds_in_words(n: int) -> str:
+    return f"{n} seed{'' if n == 1 else 's'}"
+
+
 def pages(profile: Profile) -> list[dict]:
     """The manifests of a profile's notebooks, in their order."""
     folder = config.results_root() / profile.name / "pages"
@@ -49,7 +53,7 @@ def _rests_on(profile: Profile, notebook: str, seeds: int | None) -> str:
     updates = sorted({run.updates for run in runs if run.finished})
     if seeds == 0 or not updates:
         return UNTRAINED
-    compared = [] if seeds is None else [f"{seeds} seed{'s' * (seeds > 1)}"]
+    compared = [] if seeds is None else [seeds_in_words(seeds)]
     return ", ".join([*compared, "–".join(f"{n:,}" for n in dict.fromkeys((updates[0], updates[-1]))) + " updates"])
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from . import study
+from .claims import seeds_in_words
 from .config import Profile
 from .experiments import Variants
 from .models import SRNetwork, complexity
@@ -135,7 +136,7 @@ def with_seeds(table: pd.DataFrame) -> list[str]:
     images alone, is narrow for that reason."""
     if table.seeds.dropna().nunique() < 2:
         return list(table.contrast)
-    return [f"{row.contrast} ({'–' if pd.isna(row.seeds) else row.seeds} seed{'' if row.seeds == 1 else 's'})"
+    return [f"{row.contrast} ({'not trained' if pd.isna(row.seeds) else seeds_in_words(row.seeds)})"
             for row in table.itertuples()]
 
 

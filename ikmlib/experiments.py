@@ -168,12 +168,11 @@ def in_order(wanted: Variants) -> list[Run]:
 
 def queue(profile: Profile, only: Iterable[str] = ()) -> list[Run]:
     """Runs of the chosen artefacts (all, if none is named) in priority order, each once. Unknown ones: ValueError."""
-    only = tuple(only)
-    chosen = [name for name in QUEUE if not only or any(o in (name, name[:2]) for o in only)]
-    unknown = [o for o in only if not any(o in (name, name[:2]) for name in QUEUE)]
-    if unknown:
+    meant = {wanted: {name for name in QUEUE if wanted in (name, name[:2])} for wanted in only}
+    if unknown := [wanted for wanted, names in meant.items() if not names]:
         raise ValueError(f"no runs are known for {', '.join(unknown)}; allowed: {', '.join(QUEUE)}")
-    return list(dict.fromkeys(run for name in chosen for run in in_order(QUEUE[name](profile))))
+    chosen = set().union(*meant.values()) if meant else QUEUE
+    return list(dict.fromkeys(run for name in QUEUE if name in chosen for run in in_order(QUEUE[name](profile))))
 
 
 def ensure(wanted: Variants, *, train_missing: bool = True) -> Variants:

@@ -91,7 +91,7 @@ def test_gradient_agreement_of_a_short_training():
     ({"IKM": 0.1}, "supported", "not supported"),
     ({"IKM": 0.1, "constant 1.5": 0.15, "none, weights x 1.5": 0.1, "shuffled": 0.15}, "not supported", "supported")])
 def test_verdicts_follow_the_scores(results, bonus, own, scale):
-    blocks = ("U-HDB", "RB")
+    blocks = controls.BLOCKS
     done = fake(experiments.controls(CPU), bonus={f"{b} {k}": value for b in blocks for k, value in bonus.items()})
     for block in blocks:   # what test time would have measured: as much worse than IKM as constant attention is
         for run in done[f"{block} IKM"]:
@@ -102,20 +102,26 @@ def test_verdicts_follow_the_scores(results, bonus, own, scale):
                 table[["frozen", "swapped"]] += 0.01
             controls.write_csv(run.folder / "controls.csv", table.drop(columns="psnr_y"))
     scored = controls.all_scores(done)
-    table = evidence.contrasts(scored, {k: v for b in blocks for k, v in controls.questions(b).items()})
-    asked = evidence.contrasts(scored, {k: v for b in blocks for k, v in controls.own_attention_questions(b).items()})
+    table = evidence.contrasts(scored, controls.questions())
+    asked = evidence.contrasts(scored, controls.own_attention_questions())
     assert table.gain_db_ours.notna().all() and asked.gain_db_ours.notna().all()
     found = controls.verdicts(table, asked, CPU)
-    assert (found["E1, own attention"]["verdict"], found["E2, scale"]["verdict"]) == (own, scale)
+    assert {name: entry["verdict"] for name, entry in found.items()} == {
+        f"{name}, {block}": verdict for block in blocks
+        for name, verdict in (("E1, own attention", own), ("E2, scale", scale))}
+    fewer = asked.assign(seeds=asked.seeds.mask(asked.contrast.str.startswith("RB"), 2))
+    incomplete = controls.verdicts(table, fewer, CPU)
+    assert incomplete["E1, own attention, RB"]["verdict"] == "not tested at this budget"
+    assert incomplete["E1, own attention, U-HDB"]["verdict"] == own
     assert ("is better" in controls.conclusion(asked)) == (own == "supported")
     controls.figure_order(table)
 
 
 def test_nothing_trained_is_not_tested(results):
     nothing = {label: [] for label in experiments.controls(CPU)}
-    table = evidence.contrasts(controls.all_scores(nothing), controls.questions("U-HDB"))
-    own = evidence.contrasts(controls.all_scores(nothing), controls.own_attention_questions("U-HDB"))
+    table = evidence.contrasts(controls.all_scores(nothing), controls.questions())
+    own = evidence.contrasts(controls.all_scores(nothing), controls.own_attention_questions())
     assert {v["verdict"] for v in controls.verdicts(table, own, CPU).values()} == {"not tested at this budget"}
-    assert controls.conclusion(own).count("not measured") == 4
+    assert controls.conclusion(own).count("not measured") == 8
     controls.figure_order(table)
     controls.figure_gradients(pd.DataFrame({"update": [0], "rule": ["iso"], "cosine": [0.9], "norm_ratio": [np.nan]}))
