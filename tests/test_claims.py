@@ -9,14 +9,17 @@ from ikmlib.config import PROFILES
 CPU = PROFILES["cpu"]
 
 
-def record(results, profile, notebook, verdicts, seeds=None):
-    """A notebook's manifest with the given verdicts, {claim: verdict}."""
+def record(results, profile, notebook, verdicts, seeds=None, figures=()):
+    """A notebook's manifest with the given verdicts, {claim: verdict}, and figures."""
     folder = results / profile / "pages"
     folder.mkdir(parents=True, exist_ok=True)
     entries = [{"name": name, "paper": "p", "ours": f"{name} at {profile}", "verdict": verdict, "because": "b",
                 "seeds": seeds} for name, verdict in verdicts.items()]
     (folder / f"{notebook}.json").write_text(json.dumps(
-        {"notebook": notebook, "profile": profile, "tables": [], "figures": [], "claims": entries}))
+        {"notebook": notebook, "profile": profile, "tables": [],
+         "figures": [{"name": name, "caption": name} for name in figures], "claims": entries}))
+    for name in figures:
+        (results / profile / f"{name}.png").touch()
 
 
 def test_all_claims_in_order_and_the_unrecorded_are_not_tested(results):
@@ -86,6 +89,13 @@ def test_the_top_level_report_labels_every_row_and_knows_when_there_is_none(resu
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()
             if line.startswith("| C")]
     assert path == results / "REPORT.md" and "smoke" not in text and len(rows) == 12
-    assert rows[4][2:4] == ["C5 at small", "small"] and rows[11][2:4] == ["C12 at cpu", "cpu"]
-    assert rows[0][2:6] == ["–", "–", "–", f"**{claims.UNTESTED}**"]
+    assert rows[4][1:5:2] == ["**mixed**", "C5 at small"] and rows[11][3:5] == ["C12 at cpu", "cpu"]
+    assert rows[0][1:6] == [f"**{claims.UNTESTED}**", "–", "–", "–", "–"]
     assert "(cpu/REPORT.md)" in text and "(small/REPORT.md)" in text
+
+
+def test_key_figures_leave_out_what_nobody_trained(results):
+    record(results, "cpu", "09_fig10_iso_vs_go", {"C5": claims.UNTESTED}, seeds=0, figures=["fig10_batches"])
+    record(results, "cpu", "01_fig1_synthetic_1d", {"C12": "mixed"}, figures=["fig1_errors"])
+    text = report.overall_markdown()
+    assert "fig1_errors.png" in text and "fig10_batches.png" not in text
