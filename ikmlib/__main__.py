@@ -30,7 +30,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--no-download", action="store_true", help="use the image sets that are installed, fetch none")
 
     sub = command("run", "train what is missing, execute the notebooks, write the report", only=True)
-    sub.add_argument("--no-train", action="store_true", help="use the recorded runs, train nothing")
+    sub.add_argument("--no-train", action="store_true", help="use the recorded runs, train none")
     training(sub)
     sub = command("train", "train the queue's unfinished runs in order of priority; stop and continue at any time",
                   only=True)
@@ -53,7 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("upscale", "enlarge pictures with a trained network; writes PNG files", profile=False)
     sub.add_argument("inputs", nargs="+", type=Path, metavar="IN", help="pictures, and folders of them")
     sub.add_argument("-o", "--out", type=Path, required=True, help="a folder or, for one picture, a PNG file")
-    sub.add_argument("--scale", type=int, choices=(2, 3, 4), default=2, help="times as high and wide (default 2)")
+    sub.add_argument("--scale", type=int, choices=(2, 3, 4),
+                     help="times as high and wide (default: what --weights is for, or 2)")
     sub.add_argument("--weights", type=Path, metavar="FILE", help="default: the best of `weights list` for the scale")
     sub = command("bench", "time and memory of IKM beside the vanilla convolution; writes cost.csv, cost_machine.csv")
     sub.add_argument("--quick", action="store_true", help="small cases and few repetitions: does it run?")
@@ -85,6 +86,8 @@ def _train(profile: config.Profile, only: list[str], jobs: int | None, time_limi
 
     cuda, cores = study.default_device().type == "cuda", os.cpu_count() or 1
     unfinished = sum(not run.finished for run in experiments.queue(profile, only))
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"--jobs must be 1 or more, not {jobs}")
     jobs = min(unfinished, jobs or (4 if cuda else min(cores, 8)))
     if jobs <= 1:
         return int(experiments.work(profile, only=only, time_limit=time_limit) > 0)
@@ -100,6 +103,7 @@ def _train(profile: config.Profile, only: list[str], jobs: int | None, time_limi
     except KeyboardInterrupt:
         for worker in workers:   # a terminal's Ctrl-C has reached them too; either way they save before they end
             worker.terminate()
+        for worker in workers:
             worker.wait()
         raise
     if 130 in codes:
@@ -112,12 +116,12 @@ def _prepare_data(profile: config.Profile, download: bool) -> None:
     from . import datasets, study
 
     wanted = [name for name in (*profile.train_sets, *profile.test_sets) if not datasets.is_installed(name)]
-    try:
-        for name in wanted if download else ():
-            if name != "Manga109":   # its licence leaves it to the user
+    for name in wanted if download else ():
+        if name != "Manga109":   # its licence leaves it to the user
+            try:
                 datasets.fetch(name)
-    except datasets.FetchError as error:
-        print(f"note: {error}", file=sys.stderr)
+            except datasets.FetchError as error:
+                print(f"note: {error}", file=sys.stderr)
     missing = [name for name in wanted if not datasets.is_installed(name)]
     if missing:
         print(f"note: not installed: {', '.join(missing)}", file=sys.stderr)

@@ -25,7 +25,7 @@ from .experiments import (
     Variants,
 )
 from .layers import pooled_mask
-from .models import SRNetwork, complexity
+from .models import cost
 from .protocol import rounding_cost
 
 EQUAL = 0.02   # dB: "at least as good"; half the smallest difference that the paper interprets
@@ -290,7 +290,7 @@ def fig11_verdicts(table: pd.DataFrame, profile: Profile) -> dict[str, dict[str,
 
 def _params(label: str) -> int:
     arch = next(sweep[label] for sweep in FIG8_SIZES.values() if label in sweep)
-    return complexity(SRNetwork(arch, 2), 2)[0]
+    return cost(arch, 2)[0]
 
 
 def fig8_questions() -> dict[str, Weights]:

@@ -128,8 +128,8 @@ def verdicts(table: pd.DataFrame, own: pd.DataFrame, profile: Profile) -> dict[s
         found[f"E1, own attention, {block}"] = claim(
             differences(own, list(own_attention_questions([block]))), profile,
             paper="the gain comes from image-specific attention (Sections I and III)",
-            holds="Holds if IKM beats the same network with constant, another image's, frozen and swapped attention: "
-                  "whole 95 % intervals above 0.")
+            holds="Holds if IKM beats the same network trained with constant attention, trained with another image's "
+                  "(tested with its own), and tested with frozen and swapped attention: whole 95 % intervals above 0.")
         found[f"E2, scale, {block}"] = claim(
             differences(table, [f"{block} constant 1.5", f"{block} none, weights x 1.5"]), profile,
             paper="not considered",

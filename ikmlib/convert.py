@@ -1,9 +1,12 @@
 """The method in any network: `convert` turns plain convolutions into IKM convolutions, `revert` turns them back.
 
     from ikmlib.convert import convert, revert
-    convert(net)                              # every convolution that can be
-    convert(net, "layer1.*", strict=True)     # those of one stage, with the threshold x > 0
+    convert(net, strict=True)                 # every convolution that can be, with the threshold x > 0
+    convert(net, "layer1.*", strict=True)     # those of one stage
     revert(net)
+
+Behind a ReLU, and on an input in 0..1, the paper's threshold x >= 0 takes every pixel: the attention is then the
+constant 1.5, whatever the image. There `strict=True` is what makes it look at the image.
 
 A layer changes its class and nothing else, as under `torch.nn.utils.parametrize`: it stays the same object with the
 same parameters. So weights, `state_dict` keys, hooks, sharing, optimisers that hold the parameters, training mode,
@@ -86,16 +89,18 @@ def _chosen(module: nn.Module, where: Where) -> dict[str, nn.Conv2d]:
 
 
 def convert(module: nn.Module, where: Where = None, *, gradient: str = "iso", tau: float | str = 0.0,
-            strict: bool = False, transform: str = "sigmoid") -> tuple[str, ...]:
+            strict: bool = False, transform: str = "sigmoid", context: str = "own") -> tuple[str, ...]:
     """Modulate convolutions of `module` by each image's own context (`IKMConv2d`), in place; the names of the layers.
 
     `where`: which; default: all that can be: `nn.Conv2d` itself (no subclass), one group, kernel larger than 1 x 1,
     padded with zeros. Or a name, a pattern such as "layer1.*", several of them, or a function (name, layer) -> bool of
-    those that can be. The other options are `IKMConv2d`'s. "sigmoid" scales all kernels by about 1.5: train afterwards.
+    those that can be. The other options are `IKMConv2d`'s. "sigmoid" scales all kernels by about 1.5: train afterwards,
+    and compare with `context="constant"`, the same scale without the image.
 
     Raises ValueError for a named layer that cannot be converted, a pattern that fits none that can, an unknown option.
     """
-    settings, layers = _settings(gradient=gradient, tau=tau, strict=strict, transform=transform), _chosen(module, where)
+    settings = _settings(gradient=gradient, tau=tau, strict=strict, transform=transform, context=context)
+    layers = _chosen(module, where)
     for conv in layers.values():
         if isinstance(conv.padding, str):
             conv.padding = tuple(n // 2 for n in _same_padding(conv)) if conv.padding == "same" else (0, 0)

@@ -13,7 +13,7 @@ from . import study
 from .claims import seeds_in_words
 from .config import Profile
 from .experiments import Variants
-from .models import SRNetwork, complexity
+from .models import cost
 from .report import MIN_SEEDS, Difference, contrast, judge
 
 Weights = Mapping[str, float]
@@ -61,7 +61,7 @@ def summary(planned: Variants, done: Variants, sets: Sequence[str],
     order = [label for label in published.index if label in planned]
     for label, runs in ((label, planned[label]) for label in dict.fromkeys([*order, *planned])):
         cells = {}   # quantity -> (ours, standard deviation over seeds)
-        params, multi_adds = complexity(SRNetwork(runs[0].arch, runs[0].scale), runs[0].scale)
+        params, multi_adds = cost(runs[0].arch, runs[0].scale)
         cells["params_k"], cells["flops_g"] = (params / 1e3, None), (multi_adds / 1e9, None)
         mine = ours[ours.variant == label]
         for name in shown_sets(ours, sets):

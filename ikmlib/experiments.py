@@ -9,7 +9,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -17,7 +16,7 @@ import torch
 
 from . import study
 from .config import Profile
-from .models import ARCHITECTURES, Architecture, SRNetwork, complexity
+from .models import ARCHITECTURES, Architecture, SRNetwork, cost
 from .study import Run, found
 from .trainers import TrainingDiverged
 
@@ -211,14 +210,9 @@ def work(profile: Profile, *, only: Iterable[str] = (), time_limit: float | None
 # --- status ---------------------------------------------------------------------------------------------------------
 
 
-@cache
-def _multi_adds(arch: Architecture, scale: int) -> int:
-    return complexity(SRNetwork(arch, scale), scale)[1]
-
-
 def _work_of(run: Run) -> float:
     """What a run costs, in units that only compare runs: multiply-adds an LR pixel, times pixels seen."""
-    return _multi_adds(run.arch, run.scale) * run.scale ** 2 * run.updates * run.batch * run.patch ** 2
+    return cost(run.arch, run.scale)[1] * run.scale ** 2 * run.updates * run.batch * run.patch ** 2
 
 
 def _measured_pace() -> float:
@@ -230,7 +224,7 @@ def _measured_pace() -> float:
     for _ in range(3):
         model(x).mean().backward()
     model(x).sum().item()   # waits for the device
-    return (time.monotonic() - start) / 3 / (_multi_adds(UHDB, 2) * 4 * batch * patch ** 2)
+    return (time.monotonic() - start) / 3 / (cost(UHDB, 2)[1] * 4 * batch * patch ** 2)
 
 
 def status(profile: Profile) -> pd.DataFrame:
@@ -243,7 +237,8 @@ def status(profile: Profile) -> pd.DataFrame:
     rows = {}
     for artefact, wanted in QUEUE.items():
         for run in in_order(wanted(profile)):
-            rows.setdefault(run, (artefact, run.id, *study.state(run)))
+            if run not in rows:
+                rows[run] = artefact, run.id, *study.state(run)
     table = pd.DataFrame(rows.values(), columns=["artefact", "run", "state", "updates", "seconds"])
     records, device = study.all_records(profile), study.device_name(study.default_device()).split(",")[0]
     here = set(records[records.device.str.startswith(device)].id) if len(records) else set()

@@ -16,8 +16,9 @@ from . import artefacts, config, evidence, experiments
 from .claims import UNTESTED
 from .config import Profile
 from .experiments import Variants
+from .layers import attention_range
 from .models import ARCHITECTURES
-from .protocol import attention_range, cost, cost_table, rounding_cost, rounds_to
+from .protocol import cost_columns, cost_table, rounding_cost, rounds_to
 
 FIG2 = (0.63, 1.32)   # least and largest attention that the paper's Fig. 2 shows
 # PSNR on Set5, x2, floating-point luma, that the authors of methods of Table II published with their weights
@@ -36,16 +37,16 @@ def cost_cells() -> pd.DataFrame:
     """Every #Params and #FLOPs that the paper prints for its own networks: columns as `protocol.cost_table`."""
     rows = []
     for label, name in (("U-HDN+IKM", "uhdn"), ("U-HDNL+IKM", "uhdn_l")):
-        row, ours = _printed(2).set_index("method").loc[label], cost(ARCHITECTURES[name], 2)
+        row, ours = _printed(2).set_index("method").loc[label], cost_columns(ARCHITECTURES[name], 2)
         rows.append(("Table II", label, "params_k", 1e3 * float(row.params_m), ours["params_k"],
                      rounds_to(ours["params_k"] / 1e3, row.params_m)))   # printed in millions
         rows.append(("Table II", label, "flops_g", float(row.flops_g), ours["flops_g"],
                      rounds_to(ours["flops_g"], row.flops_g)))
     for row in _printed(3).query("attention != 'none'").to_dict("records"):
         plain = replace(ARCHITECTURES[row["architecture"].lower().replace("-", "")], attention="none")
-        both = cost(replace(plain, attention=row["attention"].lower()), 2)
+        both = cost_columns(replace(plain, attention=row["attention"].lower()), 2)
         for quantity, ours in both.items():
-            text, added = row[f"extra_{quantity}"], ours - cost(plain, 2)[quantity]
+            text, added = row[f"extra_{quantity}"], ours - cost_columns(plain, 2)[quantity]
             rows.append(("Table III", f"{row['architecture']}: {row['attention']} adds", quantity, float(text), added,
                          rounds_to(added, text)))
     return pd.concat([cost_table(), pd.DataFrame(rows, columns=cost_table().columns)], ignore_index=True)

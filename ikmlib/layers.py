@@ -73,6 +73,16 @@ def proportion_transform(pooled: Tensor, transform: str = "sigmoid") -> Tensor:
     return attention.transpose(1, 2).unflatten(2, pooled.shape[2:])
 
 
+def attention_range(cells: int = 9, transform: str = "sigmoid") -> tuple[float, float]:
+    """Least and largest value that the attention can take with so many cells; the defaults are the released form.
+
+    A cell's softmax share grows with its own pooled mask and falls with the others', and masks lie in 0..1: the
+    extremes are an empty cell among full ones, and a full cell among empty ones.
+    """
+    one = torch.eye(cells, dtype=torch.float64)[:1, None]
+    return tuple(proportion_transform(pooled, transform)[0, 0, 0].item() for pooled in (1 - one, one))
+
+
 def contextual_attention(x: Tensor, kernel_size: int | tuple[int, ...], *, tau: float | str = 0.0, strict: bool = False,
                          transform: str = "sigmoid") -> Tensor:
     """Attention of each image's kernels, a_b = CAG(x_b) (Eqs. 9-11).
@@ -124,7 +134,7 @@ class _IsoConv2d(torch.autograd.Function):
     def forward(ctx, x, weight, attention, stride, padding, dilation):
         ctx.save_for_backward(x, weight, attention)
         ctx.geometry = stride, padding, dilation
-        return _conv_each(x, _modulate(weight, attention), *ctx.geometry)
+        return _conv_each(x, _modulate(weight, attention), *ctx.geometry).detach()   # a view cannot be added to
 
     @staticmethod
     @once_differentiable
@@ -245,8 +255,8 @@ def attending(model: nn.Module, attend: Callable[[IKMConv2d, Callable[[], Tensor
 
     To watch attention, or to replace it.
     """
-    layers = [module for module in model.modules() if isinstance(module, IKMConv2d)]
-    for layer in layers:
+    before = {module: vars(module).get("attend") for module in model.modules() if isinstance(module, IKMConv2d)}
+    for layer in before:
         def attended(x, layer=layer, method=layer.attend, **known):
             return attend(layer, lambda: method(x, **known))
 
@@ -254,8 +264,10 @@ def attending(model: nn.Module, attend: Callable[[IKMConv2d, Callable[[], Tensor
     try:
         yield
     finally:
-        for layer in layers:
+        for layer, outer in before.items():   # another block may be around this one
             del layer.attend
+            if outer is not None:
+                layer.attend = outer
 
 
 # --- the attentions of Table III ------------------------------------------------------------------------------------

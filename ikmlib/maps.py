@@ -22,7 +22,7 @@ from .evidence import claim
 from .layers import attending
 from .metrics import luma, psnr_y
 from .models import DenseUnit, SRNetwork
-from .report import Difference, paired_bootstrap
+from .report import Difference, half_width, paired_interval
 from .study import Run
 from .trainers import restored, super_resolve
 from .weights import trained_network
@@ -209,24 +209,20 @@ def shape_table(measured: Mapping[str, Attention]) -> pd.DataFrame:
     return _with_means(table, ["network", "part"])
 
 
-def rank_correlation(x: np.ndarray, y: np.ndarray, seed: int = 0, resamples: int = 4000) -> Difference:
-    """Spearman's correlation over images of x (B,) and y (S, B), mean over seeds, and its 95 % bootstrap interval.
+def rank_correlation(x: np.ndarray, y: np.ndarray) -> Difference:
+    """Spearman's correlation over images of x (B,) and y (S, B), B > 2, mean over seeds, and its 95 % interval.
 
-    Seeds and images are drawn anew; ranks are the sample's. A draw of one image alone has no correlation, and is left
-    out.
+    The interval is made as that of `report.paired_interval`; the standard error over images is the jackknife's.
     """
-    rx, ry = (values.argsort(-1).argsort(-1).astype(float) for values in (x, y))
-    (seeds, images), random = y.shape, np.random.default_rng(seed)
+    from scipy.stats import spearmanr
 
-    def weighted(w, v):   # how often each image (R, B) and seed (R, S) was drawn, as shares
-        mean_x, mean_y = (w @ rx)[:, None], w @ ry.T
-        covariance = w @ (rx * ry).T - mean_x * mean_y
-        spread = ((w @ rx ** 2)[:, None] - mean_x ** 2) * (w @ (ry ** 2).T - mean_y ** 2)
-        return (np.where(spread > 1e-9, covariance / np.sqrt(np.maximum(spread, 1e-9)), np.nan) * v).sum(1)
-
-    drawn = weighted(*(random.multinomial(n, np.full(n, 1 / n), resamples) / n for n in (images, seeds)))
-    mean = weighted(np.full((1, images), 1 / images), np.full((1, seeds), 1 / seeds)).item()
-    return Difference(mean, *np.nanquantile(drawn, (0.025, 0.975)).tolist(), seeds, images, "rank correlation")
+    (seeds, images), kept = y.shape, ~np.eye(y.shape[1], dtype=bool)
+    of_seed = np.array([spearmanr(x, row).statistic for row in y])
+    without = np.array([np.mean([spearmanr(x[k], row[k]).statistic for row in y]) for k in kept])   # each image
+    half = half_width((of_seed.std(ddof=1) / seeds ** 0.5 if seeds > 1 else 0.0, seeds),
+                      (without.std() * (images - 1) ** 0.5, images))
+    mean = of_seed.mean()
+    return Difference(float(mean), float(mean - half), float(mean + half), seeds, images, "rank correlation")
 
 
 def paired_shapes(attention: Attention) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -245,11 +241,11 @@ def paired_shapes(attention: Attention) -> dict[str, tuple[np.ndarray, np.ndarra
 def questions(attention: Attention) -> dict[str, Difference]:
     """What the rule for C10 asks, and the same of the vertical Prewitt, which the paper does not name."""
     ratios = image_ratios(attention.whole).mean(2)
-    shares = (max(r, 0) / (1 + max(r, 0)) - LEAST_SPECIFIC for r in paired_bootstrap(ratios))
+    shares = (max(r, 0) / (1 + max(r, 0)) - LEAST_SPECIFIC for r in paired_interval(ratios))
     found = {f"variance between images, less {LEAST_SPECIFIC:g}:":
              Difference(*shares, *ratios.shape, "of the variance")}
     for shape, (bright, share) in paired_shapes(attention).items():
-        found[f"{shape}, less 1/8:"] = Difference(*paired_bootstrap(share - CHANCE), *share.shape, "of the energy")
+        found[f"{shape}, less 1/8:"] = Difference(*paired_interval(share - CHANCE), *share.shape, "of the energy")
         found[f"{shape} as in the image:"] = rank_correlation(bright, share)
     return found
 
@@ -372,7 +368,7 @@ def figure_shares(measured: Mapping[str, Attention]):
     for i, shape in enumerate(SHAPES):
         for name, face in (("untrained", "none"), ("trained", f"C{i}")):
             shares = own_shapes(measured[name].whole)[..., i]
-            mean, low, high = np.array([paired_bootstrap(shares[:, :, u]) for u in range(len(units))]).T
+            mean, low, high = np.array([paired_interval(shares[:, :, u]) for u in range(len(units))]).T
             x = units + 0.26 * (i - 1) + (0.05 if name == "untrained" else -0.05)
             right.errorbar(x, mean, [mean - low, high - mean], fmt="os^"[i], color=f"C{i}", mfc=face, capsize=3, ms=6,
                            alpha=1 if name == "trained" else 0.6, label=shape if name == "trained" else None)

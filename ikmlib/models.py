@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -277,3 +277,10 @@ def complexity(model: nn.Module, scale: int) -> tuple[int, int]:
     with torch.no_grad():
         shadow(torch.empty(1, 3, 360 // scale, 480 // scale, device="meta"))
     return sum(p.numel() for p in model.parameters() if p.requires_grad), total
+
+
+@cache
+def cost(arch: Architecture, scale: int) -> tuple[int, int]:
+    """`complexity` of an architecture, (#Params, #FLOPs), without its weights being made."""
+    with torch.device("meta"):
+        return complexity(SRNetwork(arch, scale), scale)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -31,7 +32,8 @@ def pack(profile: Profile, destination: Path) -> tuple[list[Path], list[str]]:
     if not files:
         raise FileNotFoundError(f"profile {profile.name} has no runs to pack under {root / profile.name / 'runs'}")
     files.sort(key=lambda path: (PACKED.index(path.name), order.get(path.parent.name, len(order)), path))
-    room, left_out, archive = PACK_FILES * PACK_BYTES - 100_000, [], io.BytesIO()
+    directory = 500 * len(files)   # at most: what the archive says of its members, twice
+    room, left_out, archive = PACK_FILES * PACK_BYTES - directory, [], io.BytesIO()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
         for path in files:
             if archive.tell() + path.stat().st_size < room:
@@ -44,7 +46,7 @@ def pack(profile: Profile, destination: Path) -> tuple[list[Path], list[str]]:
     destination.mkdir(parents=True, exist_ok=True)
     parts = [destination / f"{name}-{i}of{len(pieces)}.part" for i in range(1, len(pieces) + 1)]
     for part, piece in zip(parts, pieces, strict=True):
-        part.write_bytes(piece)
+        write_bytes(part, piece)
     return parts, left_out
 
 
@@ -52,7 +54,7 @@ def unpack(parts: Iterable[Path]) -> list[str]:
     """Add packed runs to the records; names of the files written. A finished run here is never touched, and an
     unfinished one only by a state of more updates. Raises ValueError if parts are missing, damaged or hold anything but
     runs."""
-    parts = sorted(parts, key=lambda part: int(part.stem.split("-")[-1].split("of")[0]) if "of" in part.stem else 0)
+    parts = sorted(parts, key=_number)
     data = b"".join(part.read_bytes() for part in parts)
     if not parts or f"-{hashlib.sha256(data).hexdigest()[:8]}-" not in parts[0].name:
         given = ", ".join(part.name for part in parts) or "none"
@@ -76,6 +78,12 @@ def unpack(parts: Iterable[Path]) -> list[str]:
                     write_bytes(root / name, content)
                     written.append(name)
     return written
+
+
+def _number(part: Path) -> int:
+    """Which part of its pack a file is, from its name; 0 if it is none."""
+    found = re.search(r"-(\d+)of\d+$", part.stem)
+    return int(found[1]) if found else 0
 
 
 def _updates(checkpoint: Path | io.BytesIO) -> int:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -20,9 +19,9 @@ from tqdm import tqdm
 
 from . import config, datasets
 from .data import _contributions, crop_to_multiple, imresize, to_rgb
-from .layers import contextual_attention, modulated_conv2d, proportion_transform
+from .layers import attention_range, contextual_attention, modulated_conv2d
 from .metrics import luma, psnr_y, ssim_y
-from .models import ARCHITECTURES, SCALES, Architecture, DenseUnit, SRNetwork, complexity
+from .models import ARCHITECTURES, SCALES, Architecture, DenseUnit, SRNetwork, cost
 
 DIGITS = {"psnr": 2, "ssim": 4}   # as the paper prints them
 MATLAB = "MATLAB imresize"
@@ -256,18 +255,6 @@ def informative(attention: Tensor) -> Tensor:
     return attention.flatten(1).amax(1) - attention.flatten(1).amin(1) > 1e-6
 
 
-def attention_range(kernel: int = 3, transform: str = "sigmoid") -> tuple[float, float]:
-    """Least and largest value that the attention can take; the default is the released form.
-
-    A cell's softmax share grows with its own pooled mask and falls with the others', and masks lie in 0..1: the
-    extremes are an empty cell among full ones, and a full cell among empty ones.
-    """
-    one_full = torch.zeros(1, 1, kernel, kernel)
-    one_full[..., 0, 0] = 1
-    return (proportion_transform(1 - one_full, transform).min().item(),
-            proportion_transform(one_full, transform).max().item())
-
-
 def iso_gradients(batch: int = 8) -> dict[str, Tensor]:
     """Kernel gradients (12, 64, 3, 3) of one layer on features of a photograph, for a random output gradient; double.
 
@@ -290,10 +277,9 @@ def iso_gradients(batch: int = 8) -> dict[str, Tensor]:
     return gradients
 
 
-@cache
-def cost(arch: Architecture, scale: int) -> dict[str, float]:
+def cost_columns(arch: Architecture, scale: int) -> dict[str, float]:
     """#Params (thousands) and #FLOPs (1e9) of a network, by their columns' names in `ikmlib/paper/`."""
-    params, multi_adds = complexity(SRNetwork(arch, scale), scale)
+    params, multi_adds = cost(arch, scale)
     return {"params_k": params / 1e3, "flops_g": multi_adds / 1e9}
 
 
@@ -320,7 +306,7 @@ def cost_table() -> pd.DataFrame:
                   uhdn if row["hourglass"] == "yes" else replace(uhdn, depths=(5,) * 6), row) for row in printed(5)]
     rows = []
     for table, network, arch, row in networks:
-        for quantity, ours in cost(arch, int(row.get("scale", 2))).items():
+        for quantity, ours in cost_columns(arch, int(row.get("scale", 2))).items():
             if text := row.get(quantity):   # Table IV prints no #FLOPs
                 rows.append((table, network, quantity, float(text), ours, rounds_to(ours, text)))
     return pd.DataFrame(rows, columns=["table", "network", "quantity", "paper", "ours", "equal"])

@@ -35,25 +35,27 @@ KEY_FIGURES = ("table3_contrasts", "controls_order", "fig10_batches", "table4_ga
 # --- statistics -----------------------------------------------------------------------------------------------------
 
 
-def paired_bootstrap(differences: np.ndarray, seed: int = 0, resamples: int = 4000) -> tuple[float, float, float]:
-    """Mean of paired differences and its 95 % interval: (mean, low, high).
-
-    `differences`: (images,), or (seeds, images). Seeds and images are each drawn anew; each one's standard error, times
-    Student's t for their number, is half an interval, and the two add up as independent errors do. (The percentiles of
-    a bootstrap of three seeds lie between the worst and the best of them, which covers the truth in four of five cases
-    only.) With one seed, what trainings differ by is unknown and left out. Raises ValueError if empty or not finite.
-    """
+def half_width(*errors: tuple[float, int]) -> float:
+    """Half a 95 % interval from standard errors, each with the number of values n > 1 that it was estimated from:
+    each times Student's t for its n, added up as independent errors are."""
     from scipy.stats import t
 
+    return float(np.sqrt(sum((error * t.ppf(0.975, n - 1)) ** 2 for error, n in errors if n > 1)))
+
+
+def paired_interval(differences: np.ndarray) -> tuple[float, float, float]:
+    """Mean of paired differences and its 95 % interval: (mean, low, high).
+
+    `differences`: (images,), or (seeds, images). Trainings and images are both samples: the standard error of the mean
+    over seeds and that over images make the interval (see `half_width`). Percentiles of a bootstrap of three seeds
+    would lie between the worst and the best of them, which covers the truth in four of five cases only. With one seed,
+    what trainings differ by is unknown and left out. Raises ValueError if empty or not finite.
+    """
     d = np.atleast_2d(np.asarray(differences, dtype=float))
     if not d.size or not np.isfinite(d).all():
         raise ValueError(f"paired differences must be finite and not empty, got shape {np.shape(differences)}")
-    random, half = np.random.default_rng(seed), 0.0
-    for means in (d.mean(1), d.mean(0)):   # of each seed; of each image
-        n = len(means)
-        if n > 1:
-            drawn = means[random.integers(n, size=(resamples, n))].mean(1)
-            half = np.hypot(half, t.ppf(0.975, n - 1) * drawn.std() * np.sqrt(n / (n - 1)))
+    half = half_width(*((means.std(ddof=1) / len(means) ** 0.5, len(means))
+                        for means in (d.mean(1), d.mean(0)) if len(means) > 1))
     return float(d.mean()), float(d.mean() - half), float(d.mean() + half)
 
 
@@ -83,7 +85,7 @@ def contrast(scores: pd.DataFrame, weights: Mapping[str, float]) -> Difference |
     table = (wide * pd.Series(weights)).sum(axis=1, skipna=False).dropna().unstack("seed").dropna()
     if table.empty:
         return None
-    return Difference(*paired_bootstrap(table.to_numpy(dtype=float).T), table.shape[1], table.shape[0])
+    return Difference(*paired_interval(table.to_numpy(dtype=float).T), table.shape[1], table.shape[0])
 
 
 def judge(differences: Sequence[Difference | None], *, margin: float = 0.0, evidence: bool = True) -> str:

@@ -150,11 +150,13 @@ def device_name(device: torch.device) -> str:
 def provenance(run: Run, trainer: Trainer, left_out: tuple[str, ...]) -> dict:
     """Where the numbers of a run come from."""
     device, seconds = trainer.sampler.device, trainer.progress.seconds
+    tf32 = (device.type == "cuda" and torch.backends.cudnn.allow_tf32
+            and torch.cuda.get_device_capability(device) >= (8, 0))
     params, multi_adds = complexity(trainer.model, run.scale)
     return {
         "git_commit": git_commit(), "device": device_name(device),
         "python": platform.python_version(), "torch": torch.__version__,
-        "numpy": np.__version__, "precision": "float32, TF32 convolutions" if device.type == "cuda" else "float32",
+        "numpy": np.__version__, "precision": "float32, TF32 convolutions" if tf32 else "float32",
         "finished_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "train_seconds": round(seconds, 1),
         "updates_per_second": round(run.updates / seconds, 3), "params": params, "multi_adds": multi_adds,
         "data_sha256": datasets.fingerprint(run.data), "left_out_images": list(left_out),

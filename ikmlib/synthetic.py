@@ -189,19 +189,12 @@ def designs(data: Signals, kernel: int, rng: np.random.Generator) -> dict[str, n
     }
 
 
-def attention_range(kernel: int) -> tuple[float, float]:
-    """Least and greatest released attention: of a cell that is empty, or full, while all others are the opposite."""
-    one = np.eye(kernel, dtype=np.float64)[:1]
-    low, high = (layers.proportion_transform(torch.from_numpy(p)[:, None])[0, 0, 0].item() for p in (1 - one, one))
-    return low, high
-
-
 def ideal_attention(moments: Moments, w: ndarray, sweeps: int = 200) -> ndarray:
     """For each signal the attention within the released range that serves it best, given w (k,) -> (B, k).
 
     Coordinate descent; the problem is convex, so it ends at the optimum.
     """
-    low, high = attention_range(len(w))
+    low, high = layers.attention_range(len(w))
     G, r = moments.G * w[:, None] * w, moments.r * w
     a = np.full(r.shape, (low + high) / 2)
     for _ in range(sweeps):
@@ -221,7 +214,7 @@ def run_demo(setup: Setup, seed: int | tuple[int, ...] = 0) -> Demo:
     fitting, scoring = Moments.of(train, setup), Moments.of(test, setup)
     known, new = designs(train, setup.kernel, rng), designs(test, setup.kernel, rng)
     kernels = {method: new[method] @ fit(fitting, known[method]) for method in known}
-    middle = kernels["shared"][0] / np.mean(attention_range(setup.kernel))    # mid-range attention gives "shared"
+    middle = kernels["shared"][0] / np.mean(layers.attention_range(setup.kernel))   # mid-range attention gives "shared"
     kernels["ideal attention"] = ideal_attention(scoring, middle) * middle
     kernels["oracle"] = scoring.oracle()
     kernels["degraded"] = np.eye(setup.kernel)[setup.kernel // 2] * np.full((len(test.kind), 1), 1.0 - setup.skip)
@@ -254,7 +247,7 @@ def summary(errors: pd.DataFrame) -> pd.DataFrame:
     """One row per method: mean squared error x 1000 per kind and of all, share of the gap closed with its 95 % interval
     over draws, and the share of test signals that it restores better than one shared kernel does."""
     mse = errors.pivot_table(index="method", columns="kind", values="mse").loc[list(METHODS), list(KINDS)] * 1000
-    intervals = [report.paired_bootstrap(column.to_numpy()) for _, column in gap_closed(errors).items()]
+    intervals = [report.paired_interval(column.to_numpy()) for _, column in gap_closed(errors).items()]
     closed = pd.DataFrame(intervals, index=METHODS, columns=["gap_closed", "low", "high"])
     wide = errors.pivot(index=["draw", "signal"], columns="method", values="mse")
     better = wide.drop(columns="shared").lt(wide["shared"], axis=0).mean()
@@ -270,7 +263,7 @@ def vary(draws: int, seed: int = 0) -> pd.DataFrame:
     for change in tqdm(changes, desc="assumptions", mininterval=1):
         name = ", ".join(f"{key} = {value}" for key, value in change.items()) or "as above"
         closed = gap_closed(run_draws(Setup(**change), draws, seed, progress=False))
-        mean, low, high = report.paired_bootstrap(closed["ikm"].to_numpy())
+        mean, low, high = report.paired_interval(closed["ikm"].to_numpy())
         others = closed[["ikm shuffled", "ikm gain", "linear", "spread", "kind", "ideal attention"]].mean()
         rows.append({"assumption": name, "ikm": mean, "low": low, "high": high, **others})
     return pd.DataFrame(rows)
@@ -309,7 +302,7 @@ def reasons(setup: Setup, seed: int = 0) -> pd.DataFrame:
 def judge(errors: pd.DataFrame, why: pd.DataFrame) -> dict[str, str]:
     """Verdict on C12, by the rule the notebook states before the result -> verdict, ours, because."""
     closed = gap_closed(errors)
-    ikm, own = (report.paired_bootstrap(d.to_numpy()) for d in (closed["ikm"], closed["ikm"] - closed["ikm shuffled"]))
+    ikm, own = (report.paired_interval(d.to_numpy()) for d in (closed["ikm"], closed["ikm"] - closed["ikm shuffled"]))
     verdict = "not supported" if ikm[1] <= 0 else "supported" if own[1] > 0 else "mixed"
     mean, moved = closed.mean(), why.iloc[0]
     ours = (f"IKM closes {_interval(ikm)} of the gap from a shared kernel to an oracle kernel per signal; its own "
@@ -375,7 +368,7 @@ def figure_signals(demo: Demo, setup: Setup):
 def _draw_attention(axis, degraded: ndarray, a: ndarray) -> None:
     """A whole signal over its attention: one shade per cell, with the value written in it."""
     edges, top = np.linspace(0, len(degraded), len(a) + 1), 1.35 * np.abs(degraded).max()
-    low, high = attention_range(len(a))
+    low, high = layers.attention_range(len(a))
     axis.pcolormesh(edges, [-top, top], a[None], cmap="YlOrBr", vmin=low, vmax=high + 0.25, zorder=0)
     for middle, value in zip((edges[1:] + edges[:-1]) / 2, a, strict=True):
         axis.text(middle, 0.96 * top, f"{value:.2f}", ha="center", va="top", fontsize=8)

@@ -9,6 +9,7 @@ released settings a dense unit has one pooling, of its input, so nothing is conv
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -38,7 +39,7 @@ class _Map:
         self._memory = None if on_disk else np.empty(self.shape, dtype)
         self._file = tempfile.TemporaryFile() if on_disk else None
         if on_disk:
-            self._file.truncate(int(np.prod(self.shape)) * dtype.itemsize)
+            os.posix_fallocate(self._file.fileno(), 0, int(np.prod(self.shape)) * dtype.itemsize)   # no room: OSError
 
     def _rows(self) -> np.ndarray:
         """All rows; a file is mapped anew each time, for what is not mapped takes no memory."""

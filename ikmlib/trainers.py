@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -64,10 +65,9 @@ def restored(model: nn.Module, hr_images: Mapping[str, np.ndarray] | Sequence[np
         model.train(was_training)
 
 
-def evaluate(model: nn.Module, hr_images: Mapping[str, np.ndarray] | Sequence[np.ndarray], scale: int, *,
-             round_y: bool = False) -> pd.DataFrame:
+def evaluate(model: nn.Module, hr_images: Mapping[str, np.ndarray] | Sequence[np.ndarray], scale: int) -> pd.DataFrame:
     """Scores of a network on HR images (see `restored`), `scale` pixels shaved: rows of image, psnr_y (dB), ssim_y."""
-    rows = [(name, psnr_y(sr, hr, shave=scale, round_y=round_y), ssim_y(sr, hr, shave=scale, round_y=round_y))
+    rows = [(name, psnr_y(sr, hr, shave=scale), ssim_y(sr, hr, shave=scale))
             for name, sr, hr in restored(model, hr_images, scale)]
     return pd.DataFrame(rows, columns=["image", "psnr_y", "ssim_y"])
 
@@ -81,8 +81,8 @@ def load_checkpoint(path: Path, key: str, device: torch.device | str = "cpu") ->
         state = torch.load(path, map_location=device, weights_only=True)
         found = state["key"]
     except Exception as error:
-        raise UnreadableCheckpoint(f"cannot read checkpoint {path} ({type(error).__name__}: {error}); "
-                                   "delete it to start this run again") from error
+        raise UnreadableCheckpoint(f"cannot read {path} ({type(error).__name__}: {error}); delete it"
+                                   + ("" if path.name == "weights.pt" else " to start this run again")) from error
     if found != key:
         raise UnreadableCheckpoint(f"checkpoint {path} belongs to run {found}, not to {key}")
     return state
@@ -112,35 +112,38 @@ class Captured:
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor]):
-        self.function, self.plain_calls_left = function, 3   # plain calls let libraries choose and allocate
+        self.function, self.calls, self.side = function, 0, torch.cuda.Stream()
         self.graph = self.input = self.output = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.graph is None and self.plain_calls_left == 0:
+        self.calls += 1
+        if self.calls <= 3:   # libraries choose their kernels and allocate
+            return self._on_side_stream(x)
+        if self.calls == 4:
             self._capture(x)
         if self.graph is None:
-            self.plain_calls_left -= 1
-            return self._on_side_stream(x)
+            return self.function(x)
         self.input.copy_(x)
         self.graph.replay()
         return self.output.clone()
 
     def _on_side_stream(self, x: Tensor) -> Tensor:
-        """A plain call, on a stream of its own as the calls before a capture must be."""
-        main, side = torch.cuda.current_stream(x.device), torch.cuda.Stream(x.device)
-        side.wait_stream(main)
-        with torch.cuda.stream(side):
+        """A plain call, not on the main stream, as the calls before a capture must be."""
+        main = torch.cuda.current_stream()
+        self.side.wait_stream(main)
+        with torch.cuda.stream(self.side):
             y = self.function(x)
-        main.wait_stream(side)
+        main.wait_stream(self.side)
         return y
 
     def _capture(self, x: Tensor) -> None:
-        graph, self.input = torch.cuda.CUDAGraph(), x.clone()
+        graph, main, self.input = torch.cuda.CUDAGraph(), torch.cuda.current_stream(), x.clone()
         try:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self.output = self.function(self.input)
             self.graph = graph
         except RuntimeError as error:
+            torch.cuda.set_stream(main)   # a capture that fails at its end leaves its own stream current
             warnings.warn(f"an update cannot be captured as a CUDA graph, training will be slower: {error}",
                           stacklevel=2)
 
@@ -183,6 +186,16 @@ def mae(sr: Tensor, hr: Tensor, std: Tensor) -> Tensor:
     return ((sr - hr).abs() / std).mean()
 
 
+def _learn(model: nn.Module, sampler: PatchSampler, optimizer: torch.optim.Optimizer, drawn: Tensor) -> Tensor:
+    """Cut the drawn patches, and forward, backward and Adam's step, all on the device; the loss."""
+    lr, hr = sampler.cut(drawn)
+    loss = mae(model(lr), hr, model.std)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
 class Trainer:
     """One run: a model, its batches and its schedule; `fit` continues from the checkpoint if there is one.
 
@@ -200,9 +213,10 @@ class Trainer:
         if sampler.device.type == "cuda":   # the rate is read on the device, where a captured update can see it change
             self.optimizer = torch.optim.Adam(model.parameters(), lr=torch.tensor(rate, device=sampler.device),
                                               capturable=True, fused=True)
-            self._update = Captured(self._learn)
         else:
-            self.optimizer, self._update = torch.optim.Adam(model.parameters(), lr=rate), self._learn
+            self.optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+        learn = partial(_learn, self.model, sampler, self.optimizer)
+        self._update = Captured(learn) if sampler.device.type == "cuda" else learn
         self.progress = Progress(curve=[])
         self._unchecked: list[Tensor] = []   # losses still on the device
         if checkpoint.exists():
@@ -210,7 +224,8 @@ class Trainer:
 
     def _restore(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        options = self.optimizer.state_dict()["param_groups"]   # this device's, not those of where it was saved
+        self.optimizer.load_state_dict({**state["optimizer"], "param_groups": options})
         self.progress = Progress(**state["progress"])
 
     def save(self) -> None:
@@ -226,15 +241,6 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else rate
         return self._update(self.sampler.draw(self.seed, self.progress.update, self.batch))
-
-    def _learn(self, drawn: Tensor) -> Tensor:
-        """Cut the drawn patches, and forward, backward and Adam's step: all on the device."""
-        lr, hr = self.sampler.cut(drawn)
-        loss = mae(self.model(lr), hr, self.model.std)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        return loss.detach()
 
     def _check(self) -> None:
         """Take the losses not yet looked at into the running figures; raise TrainingDiverged if they are bad."""

@@ -63,16 +63,18 @@ def read(path: str | os.PathLike) -> Picture:
         image.load()
         image = ImageOps.exif_transpose(image)
         low = _low_bytes(data) if bits == 16 and image.mode in ("RGB", "RGBA") else None
+        known = image.mode in dict(zip((8, 16), READABLE, strict=True)).get(bits, ())
+        picture = _picture(image, low) if known else None
     except UnidentifiedImageError as error:
         raise ValueError("no picture, or of a format that Pillow does not know") from error
     except Exception as error:   # Pillow raises many kinds on damaged files
         raise ValueError(f"damaged, or of a kind that cannot be read ({error})") from error
     if frames > 1:
         raise ValueError(f"has {frames} frames; only single pictures can be enlarged: save the one you want")
-    if image.mode not in dict(zip((8, 16), READABLE, strict=True)).get(bits, ()):
+    if picture is None:
         raise ValueError(f"{bits}-bit {image.mode}; allowed: grey, palette, RGB, CMYK and YCbCr of 8 bits, "
                          "grey and RGB of 16 bits")
-    return _picture(image, low)
+    return picture
 
 
 def _bits(image: Image.Image) -> int:
@@ -116,11 +118,14 @@ def _picture(image: Image.Image, low: Image.Image | None) -> Picture:
 
 
 def _managed(image: Image.Image, profile: bytes) -> Image.Image:
-    """CMYK as sRGB through its own colour profile."""
+    """CMYK as sRGB through its own colour profile, or without it if it is none for CMYK."""
     from PIL import ImageCms
 
-    return ImageCms.profileToProfile(image, ImageCms.ImageCmsProfile(io.BytesIO(profile)),
-                                     ImageCms.createProfile("sRGB"), outputMode="RGB")
+    try:
+        return ImageCms.profileToProfile(image, ImageCms.ImageCmsProfile(io.BytesIO(profile)),
+                                         ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except ImageCms.PyCMSError:
+        return image.convert("RGB")
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
@@ -209,19 +214,19 @@ def plan(inputs: Iterable[str | os.PathLike], out: str | os.PathLike, scale: int
     return list(pairs.values())
 
 
-def upscale(inputs: Iterable[str | os.PathLike], out: str | os.PathLike, *, scale: int = 2,
+def upscale(inputs: Iterable[str | os.PathLike], out: str | os.PathLike, *, scale: int | None = None,
             weights_file: str | os.PathLike | None = None, show: bool = True) -> tuple[list[Path], dict[Path, str]]:
     """Enlarge pictures and folders of them: (files written, failed input -> why). One failure does not stop the rest.
 
-    `weights_file`: default `weights.best(scale)`; `show`: a progress bar. An input is never overwritten, nor one result
-    by another; results of an earlier call are. Raises as `plan` and `weights.load` do, and ValueError for weights of
-    another scale.
+    `scale`: default that of `weights_file`, or 2; `weights_file`: default `weights.best(scale)`; `show`: progress bar.
+    An input is never overwritten, nor one result by another; results of an earlier call are. Raises as `plan` and
+    `weights.load` do, and ValueError for weights of another scale.
     """
-    pairs = plan(inputs, out, scale)
-    weights_file = weights_file or weights.best(scale)
+    weights_file = weights_file or weights.best(scale or 2)
     model, record = weights.load(weights_file)
-    if model.scale != scale:
+    if scale not in (None, model.scale):
         raise ValueError(f"{weights_file} enlarges {model.scale} times, not {scale}")
+    pairs = plan(inputs, out, model.scale)
     if not config.get_profile(record["profile"]).evidence:
         warnings.warn(f"{weights_file}: trained only to see that everything runs; bicubic is better", stacklevel=2)
     model = model.to(study.default_device(), memory_format=torch.channels_last)

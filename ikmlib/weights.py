@@ -119,23 +119,30 @@ def trained_network(run: Run) -> SRNetwork | None:
 
 
 def table() -> pd.DataFrame:
-    """The weights there are, best first: file, scale, profile, updates, psnr_y (dB, mean over all test images), mb."""
+    """The weights there are, best first: file, scale, profile, updates, images scored, psnr_y (dB, mean over them), mb.
+
+    Best is of the largest profile, scored on most images, with the highest PSNR.
+    """
     profiles = list(config.PROFILES)
     rows = [(name, entry["spec"]["scale"], entry["profile"], entry["spec"]["updates"],
-             _mean_psnr(entry), entry["bytes"] / 1e6) for name, entry in index().items()]
-    frame = pd.DataFrame(rows, columns=["file", "scale", "profile", "updates", "psnr_y", "mb"])
+             _images(entry), _mean_psnr(entry), entry["bytes"] / 1e6) for name, entry in index().items()]
+    frame = pd.DataFrame(rows, columns=["file", "scale", "profile", "updates", "images", "psnr_y", "mb"])
     rank = frame.profile.map(lambda name: profiles.index(name) if name in profiles else -1)
-    return frame.assign(rank=rank).sort_values(["scale", "rank", "psnr_y"], ascending=[True, False, False]).drop(
+    return frame.assign(rank=rank).sort_values(["scale", "rank", "images", "psnr_y"],
+                                               ascending=[True, False, False, False]).drop(
         columns="rank").reset_index(drop=True)
 
 
+def _images(entry: dict) -> int:
+    return sum(s["images"] for s in entry["scores"].values())
+
+
 def _mean_psnr(entry: dict) -> float:
-    scores = entry["scores"].values()
-    return sum(s["images"] * s["psnr_y"] for s in scores) / sum(s["images"] for s in scores)
+    return sum(s["images"] * s["psnr_y"] for s in entry["scores"].values()) / _images(entry)
 
 
 def best(scale: int) -> Path:
-    """The best weights for a scale: of the largest profile, the highest PSNR.
+    """The best weights for a scale; see `table`.
 
     Raises FileNotFoundError, naming what there is, if there are none; ValueError for an unknown scale.
     """

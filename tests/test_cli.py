@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from ikmlib import config, experiments, study
+from ikmlib import config, datasets, experiments, study
 from ikmlib.__main__ import main
 
 BLOCKED = ("matplotlib", "seaborn", "papermill", "IPython", "ipykernel", "jupyterlab", "nbconvert", "nbformat",
@@ -18,11 +18,28 @@ BLOCKED = ("matplotlib", "seaborn", "papermill", "IPython", "ipykernel", "jupyte
     (["pack", "--profile", "paper", "nowhere"], "no runs to pack"),
     (["unpack", "absent.part"], "absent.part"),
     (["data", "verify", "Set6"], "Set6"),
+    (["train", "--profile", "smoke", "--no-download", "--jobs", "-3"], "--jobs must be 1 or more, not -3"),
 ])
 def test_errors_are_one_line_and_exit_2(results, capsys, words, message):
     assert main(words) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and len(error.splitlines()) == 1
+
+
+def test_a_set_that_cannot_be_fetched_does_not_stop_the_others(results, monkeypatch, capsys):
+    tried = []
+
+    def fetch(name):
+        tried.append(name)
+        raise datasets.FetchError(f"no way to {name}")
+
+    monkeypatch.setattr(datasets, "is_installed", lambda name: False)
+    monkeypatch.setattr(datasets, "fetch", fetch)
+    assert main(["train", "--profile", "cpu", "--time-limit", "0", "--jobs", "1"]) == 0
+    profile = config.PROFILES["cpu"]
+    assert tried == [name for name in (*profile.train_sets, *profile.test_sets) if name != "Manga109"]
+    said = capsys.readouterr().err
+    assert "no way to T91" in said and "no way to Set5" in said and "embedded-train" in said
 
 
 def test_unknown_command_exits_2(capsys):

@@ -1,5 +1,6 @@
 """The GPU computes what the CPU does, and a captured training is the plain one. Skipped where there is no GPU."""
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from test_trainers import IMAGES, TINY, state
 
 from ikmlib.data import PatchSampler
 from ikmlib.layers import GRADIENTS, contextual_attention, modulated_conv2d
-from ikmlib.models import SRNetwork
+from ikmlib.models import DenseUnit, SRNetwork
 from ikmlib.trainers import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -33,6 +34,12 @@ def test_modulated_convolution_and_its_gradients_equal_the_cpus(rule, batch):
         torch.testing.assert_close(gpu.cpu(), cpu)
 
 
+def test_a_dense_unit_learns_where_attention_after_relu_is_no_constant():
+    unit = DenseUnit(replace(TINY, strict=True), 2).cuda()
+    unit(torch.randn(3, TINY.channels, 8, 8, device="cuda", requires_grad=True)).square().sum().backward()
+    assert all(conv.weight.grad.abs().sum() > 0 for conv in unit.convs)
+
+
 def test_patches_are_the_cpus():
     gpu, cpu = (PatchSampler(IMAGES, 2, 8, device=device).batch(3, 7, 4) for device in ("cuda", "cpu"))
     assert all(torch.equal(a.cpu(), b) for a, b in zip(gpu, cpu, strict=True))
@@ -40,7 +47,7 @@ def test_patches_are_the_cpus():
 
 def test_captured_updates_are_the_plain_ones(tmp_path, recwarn):
     captured, plain = trainer(tmp_path / "captured.pt"), trainer(tmp_path / "plain.pt")
-    plain._update = plain._learn
+    plain._update = plain._update.function
     assert captured.fit(show=False) and plain.fit(show=False)
     assert captured._update.graph is not None and not recwarn
     for a, b in zip(captured.model.parameters(), plain.model.parameters(), strict=True):

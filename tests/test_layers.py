@@ -11,6 +11,7 @@ from torch import nn
 from ikmlib.layers import (
     GRADIENTS,
     IKMConv2d,
+    attending,
     contextual_attention,
     modulated_conv2d,
     pooled_mask,
@@ -243,3 +244,14 @@ def test_images_do_not_see_each_other_except_in_go():
 def test_wrong_options_are_named(option):
     with pytest.raises(ValueError, match=str(next(iter(option.values())))):
         IKMConv2d(2, 2, 3, **option)
+
+
+def test_attention_can_be_watched_while_it_is_replaced():
+    layer, x, seen = IKMConv2d(3, 2, 3, padding=1), torch.randn(2, 3, 8, 8), []
+    plain = layer(x)
+    with attending(layer, lambda layer, own: 1.0):
+        replaced = layer(x)
+        with attending(layer, lambda layer, own: seen.append(own()) or seen[-1]):
+            assert torch.equal(layer(x), replaced) and seen == [1.0]
+        assert torch.equal(layer(x), replaced)
+    assert torch.equal(layer(x), plain) and not torch.equal(plain, replaced)

@@ -141,11 +141,15 @@ def test_rank_correlation_is_spearmans():
 
 
 def test_interval_of_a_correlation_covers_it():
-    """Normal pairs of correlation 0.8 (Spearman 0.786): the interval has the width that Fisher's z predicts."""
+    """Normal pairs of correlation 0.8 (Spearman 0.786): the interval has the width that Fisher's z predicts; and where
+    trainings differ, it is wider."""
     x = random.normal(size=400)
-    d = maps.rank_correlation(x, (0.8 * x + 0.6 * random.normal(size=400))[None])
+    y = 0.8 * x + 0.6 * random.normal(size=400)
+    d = maps.rank_correlation(x, y[None])
     assert d.low < 0.786 < d.high <= 1
     assert np.arctanh(d.high) - np.arctanh(d.low) == pytest.approx(2 * 1.96 / np.sqrt(397), rel=0.25)
+    spread = maps.rank_correlation(x, np.stack([y, y + x, y - x]))
+    assert spread.high - spread.low > 4 * (d.high - d.low)
 
 
 def test_composition_is_the_mean_luma_of_the_cells():

@@ -50,7 +50,7 @@ def test_unpack_keeps_what_is_further(two_runs, tmp_path):
 
 
 def test_what_finds_no_room_is_named(two_runs, tmp_path, monkeypatch):
-    monkeypatch.setattr(packing, "PACK_BYTES", 14_000)
+    monkeypatch.setattr(packing, "PACK_BYTES", 2_000)
     parts, left_out = packing.pack(SMOKE, tmp_path)
     assert len(parts) <= 8 and left_out and not any(name.endswith((".json", ".csv")) for name in left_out)
 
@@ -60,6 +60,9 @@ def test_bad_packs_are_refused(two_runs, tmp_path, monkeypatch):
     parts, _ = packing.pack(SMOKE, tmp_path)
     with pytest.raises(ValueError, match="missing, damaged"):
         packing.unpack(parts[:-1])
+    (tmp_path / "profile.part").write_bytes(b"")
+    with pytest.raises(ValueError, match="missing, damaged.*profile.part"):
+        packing.unpack([tmp_path / "profile.part"])
     parts[0].write_bytes(b"x" + parts[0].read_bytes()[1:])
     with pytest.raises(ValueError, match="missing, damaged"):
         packing.unpack(parts)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ikmlib import config, datasets, protocol
-from ikmlib.layers import contextual_attention, proportion_transform
+from ikmlib.layers import attention_range, contextual_attention, proportion_transform
 
 
 def needs(*sets):
@@ -179,7 +179,7 @@ def test_released_attention_knows_signed_channels_only():
 
 
 def test_attention_range_is_reached_and_never_left():
-    low, high = protocol.attention_range()
+    low, high = attention_range()
     assert (round(low, 3), round(high, 3)) == (1.353, 1.783)
     corners = torch.tensor(list(itertools.product((0.0, 1.0), repeat=9))).reshape(-1, 1, 3, 3)
     inside = torch.rand(2000, 1, 3, 3, generator=torch.Generator().manual_seed(0))

@@ -5,6 +5,7 @@ import pytest
 from scipy.optimize import lsq_linear
 
 from ikmlib import synthetic
+from ikmlib.layers import attention_range
 from ikmlib.synthetic import KINDS, Moments, Setup, Signals
 
 SMALL = Setup(kernel=5, length=120, per_kind=6)
@@ -96,8 +97,8 @@ def test_a_constant_attention_changes_nothing():
 
 
 def test_the_range_of_the_attention_is_that_of_the_papers_nine_cells_and_is_kept(demo):
-    assert synthetic.attention_range(9) == pytest.approx((1.35335, 1.78288), abs=1e-5)
-    low, high = synthetic.attention_range(5)
+    assert attention_range(9) == pytest.approx((1.35335, 1.78288), abs=1e-5)
+    low, high = attention_range(5)
     assert demo.attention.shape == (24, 5) and low <= demo.attention.min() < demo.attention.max() <= high
 
 
@@ -108,7 +109,7 @@ def test_the_ideal_attention_is_the_bounded_optimum():
     kernels = synthetic.ideal_attention(moments, w, sweeps=2000) * w
     X = synthetic.windows(data.degraded, 5)
     for b in (0, 7, 13, 20):
-        missing, bounds = data.clean[b] - data.degraded[b], synthetic.attention_range(5)
+        missing, bounds = data.clean[b] - data.degraded[b], attention_range(5)
         best = lsq_linear(X[b] * w, missing, bounds=bounds, method="bvls").x
         assert moments.errors(kernels)[b] == pytest.approx(moments.errors(np.tile(best * w, (24, 1)))[b], rel=1e-6)
 

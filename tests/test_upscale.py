@@ -106,15 +106,17 @@ def test_no_weights_names_what_there_is(results):
         weights.best(2)
 
 
-def test_best_weights_are_the_largest_profile_s_then_the_highest_psnr(file):
+def test_best_weights_are_the_largest_profile_s_on_most_images_then_the_highest_psnr(file):
     entry = weights.index()[file.name]
-    better = {**entry, "scores": {"Set5": {"images": 5, "psnr_y": 99, "ssim_y": 1}}}
+    images = sum(scores["images"] for scores in entry["scores"].values())
+    better = {**entry, "scores": {"Set5": {"images": images, "psnr_y": 99, "ssim_y": 1}}}
+    easy = {**entry, "scores": {"Set5": {"images": images - 1, "psnr_y": 100, "ssim_y": 1}}}
     third = {**better, "spec": {**entry["spec"], "scale": 3}}
     files.write_text(weights.folder() / "index.json",
-                     json.dumps({"a": entry, "b": better, "c": {**entry, "profile": "cpu"}, "d": third}))
-    assert list(weights.table().file) == ["c", "b", "a", "d"]
+                     json.dumps({"a": entry, "b": better, "easy": easy, "c": {**entry, "profile": "cpu"}, "d": third}))
+    assert list(weights.table().file) == ["c", "b", "a", "easy", "d"]
     assert weights.best(2).name == "c" and weights.best(3).name == "d"
-    with pytest.raises(FileNotFoundError, match=r"x4 in .*there: c \(x2\), b \(x2\), a \(x2\), d \(x3\)"):
+    with pytest.raises(FileNotFoundError, match=r"x4 in .*there: c \(x2\), b \(x2\), a \(x2\), easy \(x2\), d \(x3\)"):
         weights.best(4)
 
 
@@ -172,6 +174,9 @@ def test_cmyk_becomes_rgb_and_a_profile_is_kept(tmp_path):
     Image.fromarray(RGB).convert("CMYK").save(tmp_path / "a.jpg", quality=100)
     assert abs(read(tmp_path / "a.jpg").colour * 255 - RGB).mean() < 6
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    plain = read(tmp_path / "a.jpg").colour
+    Image.open(tmp_path / "a.jpg").save(tmp_path / "b.jpg", quality=100, icc_profile=profile)   # not one for CMYK
+    assert abs(read(tmp_path / "b.jpg").colour - plain).mean() < 0.01
     Image.fromarray(RGB).save(tmp_path / "a.png", icc_profile=profile)
     assert Image.open(io.BytesIO(png(enlarge(model(), read(tmp_path / "a.png"))))).info["icc_profile"] == profile
 
@@ -266,6 +271,7 @@ def test_weights_of_another_scale_are_an_error(file, tmp_path, capsys):
     words = ["upscale", str(tmp_path / "a.png"), "-o", str(tmp_path), "--scale", "3"]
     assert main(words) == 2
     assert f"no weights for x3 in {weights.folder()}; there: {file.name} (x2)" in capsys.readouterr().err
+    assert main([*words[:-2], "--weights", str(file)]) == 0 and (tmp_path / "a_x2.png").exists()
     assert main([*words, "--weights", str(file)]) == 2
     assert "enlarges 2 times, not 3" in capsys.readouterr().err
 
