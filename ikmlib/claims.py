@@ -13,7 +13,7 @@ from . import config
 from .config import PROFILES, Profile
 from .experiments import QUEUE, found
 
-VERDICTS = ("supported", "not supported", "mixed", "not tested at this budget")
+VERDICTS = ("supported", "not supported", "mixed", "undecided", "not tested at this budget")
 UNTESTED = VERDICTS[-1]
 UNTRAINED = "nothing trained"
 # The paper's claims -> in a few words, and the number of the notebook that tests it

@@ -4,6 +4,7 @@ The trained controls are `experiments.controls`. All of them together are compar
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -16,12 +17,13 @@ from . import config, study
 from .claims import seeds_in_words
 from .config import Profile
 from .data import crop_to_multiple, imresize, to_rgb, training_data
-from .evidence import claim, differences, scores, with_seeds
+from .evidence import claim, differences, draw_intervals, scores, with_seeds
 from .experiments import CONTROLS, UHDB, Variants
 from .files import write_csv
 from .layers import GRADIENTS, IKMConv2d, attending
 from .metrics import psnr_y
 from .models import SRNetwork
+from .report import MIN_SEEDS, SMALLEST
 from .study import Run
 from .trainers import mae, super_resolve
 from .weights import trained_network
@@ -145,7 +147,9 @@ def conclusion(own: pd.DataFrame) -> str:
         if d is None:
             said.append(f"- {name}: not measured.")
             continue
-        what = ("the image's own attention is better" if d.low > 0 else
+        what = ("too few seeds to tell" if d.seeds < MIN_SEEDS else
+                f"equal within {SMALLEST} dB" if -SMALLEST < d.low and d.high < SMALLEST else
+                "the image's own attention is better" if d.low > 0 else
                 "the image's own attention is worse" if d.high < 0 else "no difference can be told")
         said.append(f"- {name}: {d}, {seeds_in_words(d.seeds)}: {what}.")
     return "\n".join(said)
@@ -162,15 +166,16 @@ def _gradients(model: SRNetwork, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
         for layer in layers:
             layer.gradient = rule
         loss = mae(model(lr), hr, model.std)
-        found[rule] = torch.cat([g.flatten() for g in torch.autograd.grad(loss, [layer.weight for layer in layers])])
+        gradients = torch.autograd.grad(loss, [layer.weight for layer in layers])
+        found[rule] = torch.cat([g.flatten() for g in gradients]).double()   # 1 - cosine is near float32's rounding
     for layer, rule in zip(layers, usual, strict=True):
         layer.gradient = rule
     return found
 
 
 def gradient_agreement(profile: Profile) -> pd.DataFrame:
-    """The three rules on the same batch while U-HDB is trained by IsO: update, seed, rule, cosine and norm_ratio to
-    autograd's gradient.
+    """The three rules on the same batch while U-HDB is trained by IsO: update, seed, rule, and cosine, angle (degrees)
+    and norm_ratio to autograd's gradient.
 
     A short training of its own, at GRADIENT_UPDATES up to the profile's updates; the batch is the one that follows.
     """
@@ -186,12 +191,15 @@ def gradient_agreement(profile: Profile) -> pd.DataFrame:
             if update in GRADIENT_UPDATES:
                 found = _gradients(model, lr, hr)
                 exact = found["autograd"]
-                rows += [(update, seed, rule, float(torch.cosine_similarity(g, exact, dim=0)),
-                          float(g.norm() / exact.norm())) for rule, g in found.items() if rule != "autograd"]
+                for rule, g in found.items():
+                    if rule != "autograd":
+                        cosine = float(torch.cosine_similarity(g, exact, dim=0))
+                        rows.append((update, seed, rule, cosine, math.degrees(math.acos(min(cosine, 1.0))),
+                                     float(g.norm() / exact.norm())))
             optimizer.zero_grad(set_to_none=True)
             mae(model(lr), hr, model.std).backward()
             optimizer.step()
-    return pd.DataFrame(rows, columns=["update", "seed", "rule", "cosine", "norm_ratio"])
+    return pd.DataFrame(rows, columns=["update", "seed", "rule", "cosine", "angle_degrees", "norm_ratio"])
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
@@ -206,9 +214,8 @@ def figure_order(table: pd.DataFrame):
     foreign = rows.contrast.str.contains("constant|shuffled|frozen|swapped|none")
     figure, axes = plt.subplots(figsize=(9, 1.8 + 0.36 * len(rows)))
     for (label, colour), chosen in zip(kinds.items(), (rows[~foreign], rows[foreign]), strict=True):
-        gain, low, high = (chosen[name].astype(float) for name in ("gain_db_ours", "low_db", "high_db"))
-        axes.errorbar(gain, chosen.index, xerr=[gain - low, high - gain],
-                      fmt="o", color=colour, capsize=4, label=label)
+        draw_intervals(axes, chosen.gain_db_ours, chosen.low_db, chosen.high_db, chosen.index, chosen.seeds,
+                       colour, label)
     axes.axvline(0, color="0.3", lw=1)
     axes.set_yticks(range(len(rows)), with_seeds(rows))
     axes.grid(False, axis="y")
@@ -218,16 +225,17 @@ def figure_order(table: pd.DataFrame):
 
 
 def figure_gradients(table: pd.DataFrame):
-    """Cosine and relative norm of IsO's and GO's gradients to autograd's along training; marks are seeds."""
+    """Angle and relative norm of IsO's and GO's gradients to autograd's along training; marks are seeds."""
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(1, 2, figsize=(9, 4))
     for i, (rule, label) in enumerate((("iso", "IsO"), ("go", "GO"))):
         rows = table[table.rule == rule]
         x = np.array([GRADIENT_UPDATES.index(u) for u in rows["update"]]) + 0.08 * (2 * i - 1)
-        panels[0].plot(x, 1 - rows.cosine, "os"[i], label=label)
+        panels[0].plot(x, rows.angle_degrees, "os"[i], label=label)
         panels[1].plot(x, rows.norm_ratio, "os"[i], label=label)
-    for axes, label in zip(panels, ("1 − cosine with autograd's gradient", "norm / norm of autograd's"), strict=True):
+    labels = "angle to autograd's gradient (degrees)", "norm / norm of autograd's"
+    for axes, label in zip(panels, labels, strict=True):
         axes.set(yscale="log", xlabel="updates", ylabel=label)
         axes.set_xticks(range(len(GRADIENT_UPDATES)), GRADIENT_UPDATES)
     panels[0].legend(fontsize=11)

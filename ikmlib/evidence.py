@@ -5,8 +5,10 @@ questions, each a weighted sum of paired scores with an interval; `claim` says w
 """
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from . import study
@@ -14,7 +16,7 @@ from .claims import seeds_in_words
 from .config import Profile
 from .experiments import Variants
 from .models import cost
-from .report import MIN_SEEDS, Difference, contrast, judge
+from .report import MIN_SEEDS, SMALLEST, Difference, contrast, judge, outcome
 
 Weights = Mapping[str, float]
 
@@ -109,23 +111,27 @@ def differences(table: pd.DataFrame, names: Sequence[str] | None = None) -> dict
             for name, row in rows.iterrows()}
 
 
-def claim(found: Mapping[str, Difference | None], profile: Profile, *, paper: str, holds: str,
-          margin: float = 0.0) -> dict[str, str | int]:
-    """Keyword arguments of `Page.verdict` for a claim that all of `found` are above -margin (see `report.judge`)."""
+def claim(found: Mapping[str, Difference | None], profile: Profile, *, paper: str, holds: str, margin: float = 0.0,
+          smallest: float = SMALLEST) -> dict[str, str | int]:
+    """Keyword arguments of `Page.verdict` for a claim that all of `found` are better, or at least as good within
+    `margin` (see `report.judge`)."""
     tested = {name: d for name, d in found.items() if d is not None}
+    outcomes = {name: outcome(d, margin, smallest) if d.seeds >= MIN_SEEDS else "too few seeds"
+                for name, d in tested.items()}
     if not tested:
         ours = "not trained"
     elif len(found) <= 5:
-        ours = "; ".join(f"{name} {'not trained' if d is None else d}" for name, d in found.items())
+        ours = "; ".join(f"{name} {d} ({outcomes[name]})" if name in tested else f"{name} not trained"
+                         for name, d in found.items())
     else:
-        held = sum(d.low > -margin for d in tested.values())
         means = [d.mean for d in tested.values()]
-        ours = (f"holds in {held} of {len(tested)} trained contrasts (of {len(found)}), from {min(means):+.3f} to "
-                f"{max(means):+.3f} dB")
+        counts = ", ".join(f"{n} {name}" for name, n in Counter(outcomes.values()).items())
+        ours = (f"{len(tested)} of {len(found)} comparisons trained, from {min(means):+.3f} to {max(means):+.3f} dB: "
+                f"{counts}")
     fewest = min((0 if d is None else d.seeds for d in found.values()), default=0)
     return {"paper": paper, "ours": ours, "seeds": fewest,
-            "verdict": judge(list(found.values()), margin=margin, evidence=profile.evidence),
-            "because": f"{holds} Seeds compared: {fewest} or more; a verdict needs {MIN_SEEDS}."}
+            "verdict": judge(list(found.values()), margin=margin, smallest=smallest, evidence=profile.evidence),
+            "because": f"{holds} Fewest seeds of any comparison: {fewest} ({MIN_SEEDS} needed)."}
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
@@ -140,24 +146,56 @@ def with_seeds(table: pd.DataFrame) -> list[str]:
             for row in table.itertuples()]
 
 
-def figure_contrasts(table: pd.DataFrame):
-    """Ours with the 95 % interval, the paper's as a hollow diamond; a row a question of `contrasts`."""
+def draw_intervals(axes, mean: pd.Series, low: pd.Series, high: pd.Series, y: Sequence[float], seeds: pd.Series,
+                   colour: str, label: str) -> None:
+    """Points with 95 % intervals; hollow where they rest on fewer seeds than a verdict needs."""
+    enough = (seeds >= MIN_SEEDS).fillna(False).to_numpy(dtype=bool)
+    for chosen, face, name in ((enough, colour, label), (~enough, "white", None)):
+        m, lo, hi = (values[chosen].astype(float) for values in (mean, low, high))
+        axes.errorbar(m, np.asarray(y)[chosen], xerr=[m - lo, hi - m], fmt="o", color=colour, mfc=face, capsize=4,
+                      label=name)
+
+
+def figure_contrasts(table: pd.DataFrame, published_on: str = ""):
+    """Ours with the 95 % interval, hollow where seeds are too few for a verdict, the paper's as a hollow diamond; a row
+    a question of `contrasts`. `published_on`: the test set of the paper's numbers."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(9, 1.7 + 0.42 * len(table)))
-    rows = table[["gain_db_paper", "gain_db_ours", "low_db", "high_db"]].astype(float)
     y = range(len(table))
-    axes.errorbar(rows.gain_db_ours, y, xerr=[rows.gain_db_ours - rows.low_db, rows.high_db - rows.gain_db_ours],
-                  fmt="o", color="C0", capsize=4, label="ours, 95 % interval, all test images")
-    if rows.gain_db_paper.notna().any():
-        axes.scatter(rows.gain_db_paper, y, marker="D", s=55, facecolors="none", edgecolors="C1", lw=1.6,
-                     label="paper")
+    draw_intervals(axes, table.gain_db_ours, table.low_db, table.high_db, y, table.seeds, "C0",
+                   "ours, 95 % interval, all test images")
+    if table.gain_db_paper.notna().any():
+        axes.scatter(table.gain_db_paper.astype(float), y, marker="D", s=55, facecolors="none", edgecolors="C1", lw=1.6,
+                     label=f"paper{published_on and f', {published_on}, no interval'}")
     axes.axvline(0, color="0.3", lw=1)
     axes.set_yticks(y, with_seeds(table))
     axes.set_ylim(len(table) - 0.5, -0.5)
     axes.grid(False, axis="y")
     axes.set(xlabel="PSNR difference (dB)")
     figure.legend(ncols=2, loc="outside lower center", fontsize=11)
+    return figure
+
+
+def figure_gains(panels: Mapping[str, Variants], baseline: str):
+    """Validation PSNR minus that of `baseline`, trained from the same seed; a panel each, thin lines are seeds, thick
+    ones their mean. The first quarter of the updates, where differences are large, is left out."""
+    import matplotlib.pyplot as plt
+
+    figure, grid = plt.subplots(-(-len(panels) // 2), 2, figsize=(9, 1.4 + 2.9 * -(-len(panels) // 2)), sharex=True,
+                                sharey=True, squeeze=False)
+    for axes, (title, done) in zip(grid.flat, panels.items(), strict=False):
+        wide = curves(done).pivot_table(index="update", columns=["variant", "seed"], values="psnr_y")
+        wide = wide[wide.index > wide.index.max() / 4]
+        for i, label in enumerate(label for label in done if label != baseline):
+            if {label, baseline} <= set(wide.columns.get_level_values(0)):
+                gains = (wide[label] - wide[baseline]).dropna(axis=1, how="all")
+                axes.plot(gains.index, gains, color=f"C{i}", lw=0.8, alpha=0.5)
+                axes.plot(gains.index, gains.mean(axis=1), color=f"C{i}", lw=2.2, label=label)
+        axes.axhline(0, color="0.3", lw=1)
+        axes.set(title=title, xlabel="updates", ylabel=f"minus {baseline} (dB)")
+        axes.label_outer()
+    grid[0, 0].legend(fontsize=10)
     return figure
 
 

@@ -38,6 +38,7 @@ SHAPES = {
 REST = "the other five dimensions"
 CHANCE = 1 / 8           # a shape's expected share if the nine cells are exchangeable: one of eight dimensions
 LEAST_SPECIFIC = 0.1     # of attention's variance between images, for C10
+LEAST = 0.05             # of the energy, or of a correlation: what is below is not worth a claim
 DRAWN = ("embedded-test", "embedded-val")   # photographs that may be shown; their licences: datasets.SETS
 
 
@@ -265,7 +266,8 @@ def c10(measured: Mapping[str, Attention], profile: Profile) -> dict[str, str]:
         found = {name: d for name, d in questions(measured["trained"]).items() if not name.startswith("vertical")}
     words = claim(found, profile, paper="an image composed around its centre gets an isotropic Laplace, one with "
                                         "vertical contrast a horizontal Prewitt (one image each, Figs. 5 and 6)",
-                  holds="Each of the five holds if its whole 95 % interval lies above 0; means over the dense units.")
+                  holds="Each of the five holds if its whole 95 % interval lies above 0, and fails if it lies below "
+                        f"{LEAST:g}; means over the dense units.", smallest=LEAST)
     if not measured:
         return {**words, "ours": "no weights of a finished run are at hand"}
     icc = variance_table(measured).set_index(["network", "unit"]).icc["trained", "all"]

@@ -27,6 +27,8 @@ from .files import write_bytes, write_csv, write_text
 DIGITS = (("ssim", 4), ("psnr", 2), ("db", 3), ("_k_", 1), ("_g_", 1))
 # Fewer say too little of the spread between trainings: no verdict
 MIN_SEEDS = 3
+# dB: what is below is not worth a claim; half the smallest difference that the paper interprets
+SMALLEST = 0.02
 # What the top-level report shows, in order of interest, as far as it is there
 KEY_FIGURES = ("table3_contrasts", "controls_order", "fig10_batches", "table4_gain", "fig1_errors",
                "protocol_attention")
@@ -88,17 +90,31 @@ def contrast(scores: pd.DataFrame, weights: Mapping[str, float]) -> Difference |
     return Difference(*paired_interval(table.to_numpy(dtype=float).T), table.shape[1], table.shape[0])
 
 
-def judge(differences: Sequence[Difference | None], *, margin: float = 0.0, evidence: bool = True) -> str:
-    """The verdict rule, the same for every claim that one model is better than another.
+def outcome(difference: Difference, margin: float = 0.0, smallest: float = SMALLEST) -> str:
+    """What one difference says of "better" (margin 0) or "at least as good, within margin": holds, fails, undecided.
 
-    One difference holds if its 95 % interval lies above -margin (dB): margin 0 for "better", the smallest difference of
-    interest for "at least as good". All hold: supported. None: not supported. Some: mixed. A profile that is no
-    evidence, a missing run or fewer than MIN_SEEDS seeds: not tested at this budget.
+    It holds if the 95 % interval lies above -margin. It fails if the interval lies below -margin or, for "better",
+    below the `smallest` difference worth a claim. An interval that reaches over both is no evidence either way.
+    """
+    if difference.low > -margin:
+        return "holds"
+    return "fails" if difference.high < (-margin if margin else smallest) else "undecided"
+
+
+def judge(differences: Sequence[Difference | None], *, margin: float = 0.0, smallest: float = SMALLEST,
+          evidence: bool = True) -> str:
+    """The verdict rule, the same for every claim that one model is better than another, in all of `differences`.
+
+    All hold (see `outcome`): supported. Some fail: mixed if others hold, else not supported. None fails, but some are
+    undecided: undecided. A profile that is no evidence, a missing run or fewer than MIN_SEEDS seeds: not tested at this
+    budget.
     """
     if not evidence or not differences or any(d is None or d.seeds < MIN_SEEDS for d in differences):
         return UNTESTED
-    holds = [d.low > -margin for d in differences]
-    return "supported" if all(holds) else "mixed" if any(holds) else "not supported"
+    found = {outcome(d, margin, smallest) for d in differences}
+    if "fails" in found:
+        return "mixed" if "holds" in found else "not supported"
+    return "undecided" if "undecided" in found else "supported"
 
 
 # --- pages ----------------------------------------------------------------------------------------------------------
@@ -287,7 +303,9 @@ def _claims_section(table: pd.DataFrame, start: Path) -> list[str]:
     return ["## Verdicts", f"Of the paper's claims (a claim in two parts counts twice): {text}.",
             markdown_table(shown.rename(columns={"rests_on": "seeds, updates"})),
             "Where networks are compared, the rule is `ikmlib.report.judge`: 95 % intervals (in brackets) of "
-            f"differences paired over images and seeds, at least {MIN_SEEDS} seeds; otherwise *{UNTESTED}*. The reason "
+            f"differences paired over images and seeds, at least {MIN_SEEDS} seeds; otherwise *{UNTESTED}*. A claim of "
+            f"a gain fails where the whole interval lies below {SMALLEST} dB, and is *undecided* where it reaches "
+            "from no gain to one worth a claim. Intervals are not corrected for the number of comparisons. The reason "
             "of each verdict stands with its notebook."]
 
 
@@ -295,6 +313,10 @@ def _page_section(page: dict, folder: Path) -> list[str]:
     parts = [f"## {_title(page['notebook'])}"]
     for claim in page["claims"]:
         parts.append(f"**{claim['name']}: {claim['verdict']}.** {claim['because']}")
+    if page["claims"] and all(claim["seeds"] == 0 for claim in page["claims"]):
+        files = ", ".join(f"[{table['name']}.csv]({table['name']}.csv)" for table in page["tables"])
+        return [*parts, f"Nothing was trained for it at this budget. The paper's numbers, and which are ours to come: "
+                        f"{files}."]
     for figure in page["figures"]:
         parts.append(f"![{figure['caption'] or figure['name']}]({figure['name']}.png)")
         if figure["caption"]:

@@ -173,6 +173,7 @@ def test_nothing_trained_is_not_tested_and_draws(results, name):
     assert {v["verdict"] for v in found.values()} == {"not tested at this budget"}
     evidence.figure_contrasts(table)
     evidence.figure_curves({"": nothing})
+    evidence.figure_gains({"": nothing}, "none")
     {"table4": lambda: artefacts.figure_table4(table), "fig8": lambda: artefacts.figure_fig8(nothing),
      "fig10": lambda: artefacts.figure_fig10(nothing, table)}.get(name, lambda: None)()
 
@@ -190,3 +191,23 @@ def test_rows_of_different_numbers_of_seeds_say_so(results):
     done["U-style"] = done["U-style"][:1]
     names = evidence.with_seeds(evidence.contrasts(done, artefacts.TABLE5_QUESTIONS))
     assert names[0] == "U-style, at equal depths (1 seed)" and names[1] == "U-style, with the hourglass (3 seeds)"
+
+
+def test_gain_read_off_in_four_ways(results):
+    done = fake(experiments.table3(CPU), seeds=(0, 1), bonus={"DB IKM": 0.1})
+    again = done["DB IKM"][0]
+    first = pd.read_csv(again.folder / "scores.csv", dtype={"image": str}).assign(psnr_y=lambda t: t.psnr_y - 0.4)
+    write_csv(results / "cpu" / "repeats" / again.id / "scores.csv", first)
+    for run in done["DB IKM"]:   # better along the way, no better at the end
+        write_csv(run.folder / "curve.csv", pd.DataFrame(
+            {"update": [1, 8, 10], "loss": 1.0, "psnr_y": [20.0, 30.2, 30.0], "seconds": 1.0}))
+    for run in done["DB none"]:
+        write_csv(run.folder / "curve.csv", pd.DataFrame(
+            {"update": [1, 8, 10], "loss": 1.0, "psnr_y": [19.0, 30.0, 30.0], "seconds": 1.0}))
+    row = artefacts.table3_sensitivity(done, CPU).set_index("architecture").loc["DB"]
+    gain = np.mean([by_hand([a]).mean() - by_hand([b]).mean() + by_hand([a], "BSD100").mean()
+                    - by_hand([b], "BSD100").mean() for a, b in zip(done["DB IKM"], done["DB none"])]) / 2
+    assert row.seeds == 2 and row.test_db == pytest.approx(gain) and row.first_records_db == pytest.approx(gain - 0.2)
+    assert row.validation_end_db == 0 and row.validation_late_db == pytest.approx(0.1)
+    figure = evidence.figure_gains({"DB": {"none": done["DB none"], "IKM": done["DB IKM"]}}, "none")
+    assert len(figure.axes[0].lines) == 2 + 1 + 1   # two seeds, their mean, zero

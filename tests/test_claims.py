@@ -99,3 +99,9 @@ def test_key_figures_leave_out_what_nobody_trained(results):
     record(results, "cpu", "01_fig1_synthetic_1d", {"C12": "mixed"}, figures=["fig1_errors"])
     text = report.overall_markdown()
     assert "fig1_errors.png" in text and "fig10_batches.png" not in text
+
+
+def test_an_artefact_that_nobody_trained_is_one_line_of_the_report(results):
+    record(results, "cpu", "09_fig10_iso_vs_go", {"C5": claims.UNTESTED}, seeds=0, figures=["fig10_batches"])
+    text = report.report_markdown(CPU)
+    assert "Nothing was trained for it at this budget" in text and "fig10_batches.png" not in text

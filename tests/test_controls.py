@@ -85,6 +85,7 @@ def test_gradients_of_the_rules_against_autograd_of_the_plain_formula():
 def test_gradient_agreement_of_a_short_training():
     table = controls.gradient_agreement(SMOKE)
     assert set(table["update"]) == {0, 10} and set(table.rule) == {"iso", "go"} and (table.cosine > 0.99).all()
+    assert np.cos(np.radians(table.angle_degrees)).to_numpy() == pytest.approx(table.cosine.to_numpy())
 
 
 @pytest.mark.parametrize(("bonus", "own", "scale"), [
@@ -124,4 +125,5 @@ def test_nothing_trained_is_not_tested(results):
     assert {v["verdict"] for v in controls.verdicts(table, own, CPU).values()} == {"not tested at this budget"}
     assert controls.conclusion(own).count("not measured") == 8
     controls.figure_order(table)
-    controls.figure_gradients(pd.DataFrame({"update": [0], "rule": ["iso"], "cosine": [0.9], "norm_ratio": [np.nan]}))
+    controls.figure_gradients(pd.DataFrame(
+        {"update": [0], "rule": ["iso"], "angle_degrees": [0.9], "norm_ratio": [np.nan]}))

@@ -193,7 +193,7 @@ BOTH = ("Laplace", "horizontal Prewitt")
 
 
 @pytest.mark.parametrize(("shapes", "options", "verdict"), [
-    (BOTH, {}, "supported"), (BOTH, {"follow": False}, "mixed"),
+    (BOTH, {}, "supported"), (BOTH, {"follow": False}, "undecided"),
     (("vertical Prewitt", "horizontal Prewitt"), {}, "mixed"), (BOTH, {"seeds": 2}, "not tested at this budget")])
 def test_c10_asks_for_both_shapes_where_the_image_has_them_in_three_seeds(shapes, options, verdict):
     measured = {"trained": made_up(shapes, **options)}

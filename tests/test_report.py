@@ -61,17 +61,32 @@ def test_a_contrast_compares_only_what_all_variants_have():
     assert contrast(table, {"ours": 0.5, "base": 1}).mean == pytest.approx(32.25 / 2 + 30.5)
 
 
-def test_verdict_rule():
-    def d(low, seeds=3):
-        return Difference(low + 0.05, low, low + 0.1, seeds, 100)
+def d(low, high, seeds=3):
+    return Difference((low + high) / 2, low, high, seeds, 100)
 
-    assert judge([d(0.01), d(0.02)]) == "supported"
-    assert judge([d(0.01), d(-0.02)]) == "mixed"
-    assert judge([d(-0.01), d(-0.02)]) == "not supported"
-    assert judge([d(-0.01)], margin=0.02) == "supported"
-    for untested in ([], [d(0.01), None], [d(0.01), d(0.01, seeds=2)]):
+
+@pytest.mark.parametrize(("low", "high", "better", "as_good"), [
+    (0.01, 0.1, "holds", "holds"), (-0.01, 0.1, "undecided", "holds"), (-0.03, 0.1, "undecided", "undecided"),
+    (-0.01, 0.01, "fails", "holds"), (-0.1, 0.019, "fails", "undecided"), (-0.1, -0.03, "fails", "fails")])
+def test_outcomes_of_one_difference(low, high, better, as_good):
+    assert (report.outcome(d(low, high)), report.outcome(d(low, high), margin=0.02)) == (better, as_good)
+
+
+def test_what_is_worth_a_claim_depends_on_the_quantity():
+    assert report.outcome(d(-0.1, 0.03), smallest=0.05) == "fails"
+    assert judge([d(-0.1, 0.03)], smallest=0.05) == "not supported" and judge([d(-0.1, 0.03)]) == "undecided"
+
+
+def test_verdict_rule():
+    holds, fails, undecided = d(0.01, 0.1), d(-0.1, 0.01), d(-0.1, 0.1)
+    assert judge([holds, holds]) == "supported"
+    assert judge([holds, fails, undecided]) == "mixed"
+    assert judge([fails, undecided]) == judge([fails]) == "not supported"
+    assert judge([holds, undecided]) == judge([undecided]) == "undecided"
+    assert judge([d(-0.01, 0.1)], margin=0.02) == "supported"
+    for untested in ([], [holds, None], [holds, d(0.01, 0.1, seeds=2)]):
         assert judge(untested) == "not tested at this budget"
-    assert judge([d(0.01)], evidence=False) == "not tested at this budget"
+    assert judge([holds], evidence=False) == "not tested at this budget"
 
 
 def test_readable_twins():
