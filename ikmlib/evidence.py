@@ -195,7 +195,8 @@ def figure_gains(panels: Mapping[str, Variants], baseline: str):
         axes.axhline(0, color="0.3", lw=1)
         axes.set(title=title, xlabel="updates", ylabel=f"minus {baseline} (dB)")
         axes.label_outer()
-    grid[0, 0].legend(fontsize=10)
+    if grid[0, 0].get_legend_handles_labels()[0]:
+        grid[0, 0].legend(fontsize=10)
     return figure
 
 

@@ -206,7 +206,7 @@ def test_gain_read_off_in_four_ways(results):
             {"update": [1, 8, 10], "loss": 1.0, "psnr_y": [19.0, 30.0, 30.0], "seconds": 1.0}))
     row = artefacts.table3_sensitivity(done, CPU).set_index("architecture").loc["DB"]
     gain = np.mean([by_hand([a]).mean() - by_hand([b]).mean() + by_hand([a], "BSD100").mean()
-                    - by_hand([b], "BSD100").mean() for a, b in zip(done["DB IKM"], done["DB none"])]) / 2
+                    - by_hand([b], "BSD100").mean() for a, b in zip(done["DB IKM"], done["DB none"], strict=True)]) / 2
     assert row.seeds == 2 and row.test_db == pytest.approx(gain) and row.first_records_db == pytest.approx(gain - 0.2)
     assert row.validation_end_db == 0 and row.validation_late_db == pytest.approx(0.1)
     figure = evidence.figure_gains({"DB": {"none": done["DB none"], "IKM": done["DB IKM"]}}, "none")
