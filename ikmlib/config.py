@@ -53,7 +53,7 @@ PROFILES = {
         Profile("smoke", "does everything run? Embedded photographs, minutes on two CPU cores; not evidence",
                 updates=30, batch=4, patch=16, seeds=(0,), train_sets=("embedded-train",),
                 test_sets=("embedded-test",), test_crop=128, validations=3, evidence=False),
-        Profile("cpu", "weak but real evidence: a night on a laptop without a GPU",
+        Profile("cpu", "weak but real evidence: Table III in a night on a laptop without a GPU, the rest in days",
                 updates=2000, batch=8, patch=24, seeds=(0, 1, 2), train_sets=("T91", "BSDS500"),
                 test_sets=BENCHMARKS[:3]),
         Profile("small", "the reduced-data reproduction on one GPU",
