@@ -50,6 +50,13 @@ def test_skeleton_and_links(path):
         assert (path.parent / link).exists(), f"{path.stem} links to {link}"
 
 
+@by_name
+def test_no_sentence_becomes_a_heading(path):
+    """A line such as "#Params are ..." is a heading to some Markdown renderers."""
+    for cell in cells(path, "markdown"):
+        assert not re.search(r"^ *#+[^#\s]", "".join(cell["source"]), re.MULTILINE)
+
+
 @pytest.mark.slow
 def test_the_whole_study_at_smoke_then_again_without_training(results, capfd):
     """`run` trains, executes all notebooks, and writes the report; a second time every run is reused."""

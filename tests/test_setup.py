@@ -49,6 +49,14 @@ def test_constraints_pin_every_dependency_within_its_range():
     assert pins["torch"] == "2.13.0"
 
 
+def test_citation_names_this_version_and_the_paper():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["title"] == (ROOT / "README.md").read_text().splitlines()[0].removeprefix("# ")
+    assert (cited["version"], cited["license"]) == (PROJECT["version"], PROJECT["license"])
+    assert cited["authors"][0]["name"] in (ROOT / "LICENSE").read_text()
+    assert cited["references"][0]["url"] == "https://arxiv.org/abs/2111.08362"
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_scripts_are_executable_bash(script):
     assert os.access(ROOT / script, os.X_OK)
