@@ -17,8 +17,11 @@ from .report import markdown_table
 WORST = 5   # images shown under "where it fails"
 USES = """## What the networks are for
 
-Research on super-resolution: each enlarges RGB photographs by a whole factor. Image sets that are for academic use only
-are named below; whether networks trained on them may be used otherwise was not examined.
+Research on super-resolution: each enlarges RGB photographs by a whole factor, a file or a folder of them:
+`python -m ikmlib upscale IN -o OUT --weights FILE`.
+
+Licence of the weights: MIT, as far as we hold rights. Image sets they were trained on are for academic use only where
+the table below says so; whether networks trained on those may be used otherwise was not examined.
 
 - They were trained to undo one thing: MATLAB's bicubic down-sampling. Noise, JPEG blocks and the blur of a lens are
   outside their training: expect them to stay, or to be sharpened.
@@ -39,13 +42,13 @@ def _data_section(names: tuple[str, ...]) -> str:
 
 
 def gains(entry: dict) -> pd.DataFrame:
-    """Test images that are installed, smallest gain first: set, image, psnr_y and psnr_y_bicubic (dB), gain_db.
+    """Test images that are installed, smallest gain first: set, image, psnr_y, ssim_y, psnr_y_bicubic (dB), gain_db.
 
     `entry`: of `weights.index()`. Raises FileNotFoundError if the run's scores are not among the records.
     """
     scale = entry["spec"]["scale"]
     path = config.results_root() / entry["profile"] / "runs" / entry["id"] / "scores.csv"
-    scores = pd.read_csv(path, dtype={"image": str})[["set", "image", "psnr_y"]]
+    scores = pd.read_csv(path, dtype={"image": str})[["set", "image", "psnr_y", "ssim_y"]]
     images = study.test_images(config.get_profile(entry["profile"]), tuple(entry["spec"]["data"]))
     rows = []
     for name in sorted(set(scores["set"]) & set(images)):
@@ -62,11 +65,26 @@ def _scores_section(entry: dict) -> list[str]:
     if per_image.empty:
         return ["Bicubic scores and the images that gain least: not shown, none of the scored sets was installed."]
     means = per_image.groupby("set", sort=False).agg(
-        images=("image", "count"), psnr_y=("psnr_y", "mean"), psnr_y_bicubic=("psnr_y_bicubic", "mean"),
-        gain_db=("gain_db", "mean"), worst_gain_db=("gain_db", "min")).reset_index()
+        images=("image", "count"), psnr_y=("psnr_y", "mean"), ssim_y=("ssim_y", "mean"),
+        psnr_y_bicubic=("psnr_y_bicubic", "mean"), gain_db=("gain_db", "mean"),
+        worst_gain_db=("gain_db", "min")).reset_index()
     below, worst = int((per_image.gain_db < 0).sum()), per_image.head(WORST)
     return [markdown_table(means), f"**Where it fails.** {below} of {len(per_image)} images are worse than by bicubic "
             f"interpolation. The {len(worst)} with the smallest gain:", markdown_table(worst)]
+
+
+def beside_published(entry: dict) -> str:
+    """A sentence: the network's PSNR on Set5 beside those of the networks in the paper's Tables I and II, one scale."""
+    scale, ours = entry["spec"]["scale"], entry["scores"].get("Set5")
+    if ours is None:
+        return "Not scored on Set5, hence not compared with published networks: do not use it where quality matters."
+    tables = pd.concat(pd.read_csv(config.PAPER / f"table{number}.csv") for number in (1, 2))
+    published = tables[(tables.scale == scale) & (tables.method != "Bicubic")].Set5_psnr
+    gap, warning = published.min() - ours["psnr_y"], ""
+    if gap > 0:
+        warning = f", {gap:.2f} dB below the worst of them: do not use it where quality matters"
+    return (f"**Beside published networks.** On Set5, x{scale}, those in Tables I and II of the paper have "
+            f"{published.min():.2f} to {published.max():.2f} dB; this one has {ours['psnr_y']:.2f} dB{warning}.")
 
 
 def _network_section(name: str, entry: dict) -> list[str]:
@@ -79,8 +97,9 @@ def _network_section(name: str, entry: dict) -> list[str]:
             f"Trained on {', '.join(spec['data'])} (files `{entry['data_sha256']}`; images left out: {left_out}): "
             f"{spec['updates']:,} updates of {spec['batch']} patches of {spec['patch']} x {spec['patch']} LR pixels, "
             f"seed {spec['seed']}, Adam at {spec['rate']:g} halved after each third, mean absolute error of RGB.",
-            f"Compute: {entry['train_seconds'] / 3600:.2f} hours on {entry['device']}, torch {entry['torch']}.",
-            *_scores_section(entry)]
+            f"Compute: {entry['train_seconds'] / 3600:.2f} hours on {entry['device']}, torch {entry['torch']}; by the "
+            "clock, whatever else the machine did meanwhile and pauses of the process included.",
+            beside_published(entry), *_scores_section(entry)]
 
 
 def write() -> Path:
@@ -90,7 +109,7 @@ def write() -> Path:
         raise FileNotFoundError(f"no weights in {weights.folder()}: export those of a run first")
     used = tuple(name for e in listed.values() for name in (*e["spec"]["data"], *e["scores"]))
     parts = ["# Model card", "Networks of the study of image-specific kernel modulation (arXiv 2111.08362). Scores are "
-             "PSNR on Y in dB, border pixels left out.", USES, _data_section(used)]
+             "PSNR in dB and SSIM on Y, border pixels left out.", USES, _data_section(used)]
     for name in weights.table().file:
         parts += _network_section(name, listed[name])
     path = weights.folder() / "MODEL_CARD.md"

@@ -287,8 +287,20 @@ def test_card_is_made_of_the_records(trained, file):
     assert np.allclose(gains.psnr_y, scores[gains.index], atol=1e-6)
     assert gains.psnr_y_bicubic.between(25, 40).all()      # of 128 x 128 crops, x2
     for part in ("Not for use", run.id, "3 updates of 4 patches", "NASA, public domain", "2 of 2 images are worse",
-                 f"| embedded-test | {gains.index[0]} | {gains.psnr_y.iloc[0]:.2f} |"):
+                 f"| embedded-test | {gains.index[0]} | {gains.psnr_y.iloc[0]:.2f} | {gains.ssim_y.iloc[0]:.4f} |",
+                 f"| embedded-test | 2 | {gains.psnr_y.mean():.2f} | {gains.ssim_y.mean():.4f} |",
+                 "MIT, as far as we hold rights", "`python -m ikmlib upscale IN -o OUT --weights FILE`",
+                 "Not scored on Set5", "pauses of the process included"):
         assert part in text, part
+
+
+@pytest.mark.parametrize(("scale", "psnr", "said", "warned"), [
+    (2, 35.22, "have 36.66 to 38.23 dB; this one has 35.22 dB, 1.44 dB below the worst of them", True),
+    (2, 37.00, "this one has 37.00 dB.", False), (4, 30.00, "0.49 dB below the worst of them", True)])
+def test_card_says_how_far_a_network_is_from_published_ones(scale, psnr, said, warned):
+    """36.66 and 30.49 dB are SRCNN's rows of Table I, 38.23 dB is U-HDN_L's of Table II."""
+    text = card.beside_published({"spec": {"scale": scale}, "scores": {"Set5": {"psnr_y": psnr}}})
+    assert said in text and ("do not use it where quality matters" in text) == warned
 
 
 def test_command_line_exports_writes_the_card_and_lists(trained, file, capsys):
