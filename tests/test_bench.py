@@ -53,7 +53,15 @@ def test_table_has_a_row_a_case_a_pass_and_a_scheme(costs):
     assert (vanilla[["ratio", "ratio_q1", "ratio_q3"]] == 1).all(axis=None)
     assert (costs.ms > 0).all() and (costs.repetitions >= 3).all()
     assert ((costs.ratio_q1 <= costs.ratio) & (costs.ratio <= costs.ratio_q3)).all()
-    assert set(bench.main_table(costs).subject) == set(bench.NAMES.values())
+
+
+def test_main_table_shows_the_price_beside_the_rearranged_network(costs):
+    table = bench.main_table(costs)
+    assert len(table) == len(costs[costs.sweep == "main"]) and set(table.subject) == set(bench.NAMES.values())
+    assert (table.over_by_inputs.isna() == (table.subject == "one layer")).all()
+    rows = table[(table.subject == "U-HDN") & (table["pass"] == "training")].set_index("scheme")
+    assert rows.over_by_inputs[BY_INPUTS] == 1
+    assert rows.over_by_inputs[OURS] == pytest.approx(rows.ms[OURS] / rows.ms[BY_INPUTS])
 
 
 def test_peak_memory_sees_what_a_call_allocates():
@@ -62,7 +70,8 @@ def test_peak_memory_sees_what_a_call_allocates():
 
 
 def row(scheme, name, ratio):
-    return {"sweep": "main", "subject": "uhdn", "batch": 8, "scheme": scheme, "pass": name, "ratio": ratio}
+    return {"sweep": "main", "channels": 64, "subject": "uhdn", "batch": 8, "size": 24, "scheme": scheme, "pass": name,
+            "ratio": ratio, "ms": {BY_INPUTS: 8.0, OURS: 10.0}.get(scheme, 20.0)}
 
 
 @pytest.mark.parametrize(("inference", "training", "expected"), [
@@ -72,6 +81,7 @@ def test_the_verdict_follows_the_rule(inference, training, expected):
                           for name, ratio in (("inference", inference), ("training", training))])
     found = bench.verdict(frame)
     assert found["verdict"] == expected and f"{inference:.2f} and {training:.2f}" in found["ours"]
+    assert found["ours"].endswith("over a vanilla network rearranged the same way, ours 1.25 and 1.25")
     assert ("is the price" in found["ours"]) == (expected == "not supported")
 
 
@@ -94,4 +104,5 @@ def test_the_command_prints_and_writes(results, monkeypatch, capsys, costs):
     assert main(["bench", "--quick", "--profile", "smoke"]) == 0
     assert "IKM as released" in capsys.readouterr().out
     assert len(pd.read_csv(results / "smoke" / "cost.csv")) == 6
-    assert {"device", "threads", "torch", "git_commit"} <= set(pd.read_csv(results / "smoke" / "cost_machine.csv"))
+    machine = pd.read_csv(results / "smoke" / "cost_machine.csv")
+    assert {"device", "threads", "load_1min", "torch", "git_commit"} <= set(machine)
