@@ -261,7 +261,7 @@ def vary(draws: int, seed: int = 0) -> pd.DataFrame:
                {"offset": 0.5}, {"layout": 1.5}, {"skip": False}]
     rows = []
     for change in tqdm(changes, desc="assumptions", mininterval=1):
-        name = ", ".join(f"{key} = {value}" for key, value in change.items()) or "as above"
+        name = ", ".join(f"{key} = {value}" for key, value in change.items()) or f"{draws} draws, otherwise as above"
         closed = gap_closed(run_draws(Setup(**change), draws, seed, progress=False))
         mean, low, high = report.paired_interval(closed["ikm"].to_numpy())
         others = closed[["ikm shuffled", "ikm gain", "linear", "spread", "kind", "ideal attention"]].mean()
