@@ -29,8 +29,6 @@ from .models import cost
 from .protocol import rounding_cost
 from .report import SMALLEST
 
-EQUAL = SMALLEST   # "at least as good"
-
 
 def paper(name: str) -> pd.DataFrame:
     """A table of the paper, such as "table3". `none` and `-` stay text."""
@@ -65,10 +63,10 @@ def table3_verdicts(table: pd.DataFrame, profile: Profile) -> dict[str, dict[str
         "C1": claim(gains, profile,
                     paper="IKM beats vanilla convolution: RB +0.05, DB +0.08, RDB +0.07, U-HDB +0.09 dB (Set5)",
                     holds="Holds for an architecture if the whole 95 % interval of IKM minus vanilla lies above 0."),
-        "C2": claim(others, profile, margin=EQUAL,
+        "C2": claim(others, profile, margin=SMALLEST,
                     paper="IKM is at least as good as channel and as spatial attention",
                     holds="Holds for a pair if the whole 95 % interval of IKM minus the other lies above "
-                          f"-{EQUAL} dB."),
+                          f"-{SMALLEST} dB."),
     }
 
 
@@ -298,9 +296,9 @@ def fig9_verdicts(table: pd.DataFrame, cost: pd.DataFrame, profile: Profile) -> 
     better = claim(median, profile, paper="the median is better than 0, but slow",
                    holds="Holds if the whole 95 % interval of the median minus 0 lies above 0.")
     better["ours"] += f"; masks and pooling take {ratio:.1f} times as long"
-    return {"C4, zero": claim(rows, profile, margin=EQUAL, paper="tau = 0 is a good threshold",
+    return {"C4, zero": claim(rows, profile, margin=SMALLEST, paper="tau = 0 is a good threshold",
                               holds="Holds if 0 is at least as good as the mean and every other fixed threshold: the "
-                                    f"whole 95 % interval of the difference lies above -{EQUAL} dB."),
+                                    f"whole 95 % interval of the difference lies above -{SMALLEST} dB."),
             "C4, median": better}
 
 

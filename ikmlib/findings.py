@@ -19,6 +19,7 @@ from .experiments import Variants
 from .layers import attention_range
 from .models import ARCHITECTURES
 from .protocol import cost_columns, cost_table, rounding_cost, rounds_to
+from .report import SMALLEST
 
 FIG2 = (0.63, 1.32)   # least and largest attention that the paper's Fig. 2 shows
 # PSNR at x2 that the authors of two methods of Table II published, on floating-point luma. Set5: the mean of the list
@@ -197,7 +198,7 @@ def rounding_verdict(table: pd.DataFrame, profile: Profile) -> dict[str, str]:
     """H1: are Table II's Set5 scores of two methods those of rounded luma? `table`: of `rounded_table2`."""
     set5 = table[table["set"] == "Set5"]
     others, own = set5[set5.method.isin(AUTHORS)], set5.set_index("method").loc["U-HDNL+IKM"]
-    fits = others.difference_db.abs() < artefacts.EQUAL
+    fits = others.difference_db.abs() < SMALLEST
     verdict = "supported" if fits.all() else "mixed" if fits.any() else "not supported"
     tested = profile.evidence and others.difference_db.notna().all()
     best = artefacts.table2_published().Set5_psnr.drop("U-HDNL+IKM").max()
@@ -212,7 +213,7 @@ def rounding_verdict(table: pd.DataFrame, profile: Profile) -> dict[str, str]:
             "verdict": verdict if tested else UNTESTED,
             "because": "Hypothesis of this study: the Set5 scores of RCAN and RDN in Table II are consistent with "
                        "scoring on rounded luma. Holds if their authors' scores on Set5, on rounded luma, are within "
-                       f"{artefacts.EQUAL} dB of the printed ones; of other methods and sets it says nothing." + (
+                       f"{SMALLEST} dB of the printed ones; of other methods and sets it says nothing." + (
                            f" {beyond_set5(table)} If U-HDN_L's {own.psnr_floating_point:.2f} dB is a floating-point "
                            f"score, its lead over the best other method on Set5 is {own.psnr_rounded_ours - best:+.2f} "
                            f"dB at equal rounding instead of {own.psnr_floating_point - best:+.2f}." if tested else "")}
