@@ -28,6 +28,7 @@ from .layers import pooled_mask
 from .models import cost
 from .protocol import rounding_cost
 from .report import SMALLEST
+from .study import psnr_by_image
 
 
 def paper(name: str) -> pd.DataFrame:
@@ -78,24 +79,21 @@ def table3_sensitivity(done: Variants, profile: Profile) -> pd.DataFrame:
     validation_end   validation images, after the last update
     validation_late  validation images, mean over the last 30 % of the updates: a dip at the very end weighs less
     """
-    again = {path.parent.name: pd.read_csv(path, dtype={"image": str}).set_index(["set", "image"]).psnr_y
-             for path in (config.results_root() / profile.name / "repeats").glob("*/scores.csv")}
     test, rows = scores(done), []
     first = test.copy()
-    for name, earlier in again.items():
-        mine = first.run == name
+    for path in (config.results_root() / profile.name / "repeats").glob("*/scores.csv"):
+        mine = first.run == path.parent.name
         images = pd.MultiIndex.from_frame(first.loc[mine, ["set", "image"]])
-        first.loc[mine, "psnr_y"] = earlier.reindex(images).to_numpy()
+        first.loc[mine, "psnr_y"] = psnr_by_image(path.parent).reindex(images).to_numpy()
     curve = curves(done)
     share = curve["update"] / curve["update"].max()
     readings = {"test": test, "first_records": first, "validation_end": curve[share == 1],
                 "validation_late": curve[share > 0.7]}
     for block in (NAMES[b] for b in TABLE3_BLOCKS):
-        cells = {"architecture": block}
+        cells, nothing = {"architecture": block}, pd.Series(dtype=float)
         for reading, table in readings.items():
             means = table.groupby(["variant", "seed"]).psnr_y.mean()
-            gains = (means.get(f"{block} IKM", pd.Series(dtype=float)) - means.get(f"{block} none",
-                                                                                  pd.Series(dtype=float))).dropna()
+            gains = (means.get(f"{block} IKM", nothing) - means.get(f"{block} none", nothing)).dropna()
             cells |= {f"{reading}_db": gains.mean(), f"{reading}_sd_db": gains.std()}
         rows.append(cells | {"seeds": len(gains)})
     return pd.DataFrame(rows)

@@ -20,6 +20,7 @@ from .layers import attention_range
 from .models import ARCHITECTURES
 from .protocol import cost_columns, cost_table, rounding_cost, rounds_to
 from .report import SMALLEST
+from .study import psnr_by_image
 
 FIG2 = (0.63, 1.32)   # least and largest attention that the paper's Fig. 2 shows
 # PSNR at x2 that the authors of two methods of Table II published, on floating-point luma. Set5: the mean of the list
@@ -286,9 +287,7 @@ def repeats(profile: Profile) -> pd.DataFrame:
         later = config.results_root() / profile.name / "runs" / path.parent.name
         if (later / "run.json").exists():
             commits = [json.loads((folder / "run.json").read_text())["git_commit"] for folder in (path.parent, later)]
-            scores = [pd.read_csv(folder / "scores.csv", dtype={"image": str}).set_index(["set", "image"]).psnr_y
-                      for folder in (path.parent, later)]
-            change = (scores[1] - scores[0]).dropna()
+            change = (psnr_by_image(later) - psnr_by_image(path.parent)).dropna()
             rows.append((path.parent.name, " and ".join(commits), change.mean(), change.std()))
     return pd.DataFrame(rows, columns=["run", "commits", "change_db", "over_images_sd_db"])
 

@@ -248,6 +248,11 @@ def all_records(profile: Profile) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def psnr_by_image(folder: Path) -> pd.Series:
+    """PSNR on Y (dB) in a folder of one run's records, by (set, image)."""
+    return pd.read_csv(folder / "scores.csv", dtype={"image": str}).set_index(["set", "image"]).psnr_y
+
+
 SCORES = ["set", "image", "psnr_y", "ssim_y", "psnr_y_rounded", "ssim_y_rounded", "run", "scale", "seed"]
 CURVE = ["update", "loss", "psnr_y", "seconds", "run", "scale", "seed"]
 
