@@ -75,7 +75,8 @@ def table3_sensitivity(done: Variants, profile: Profile) -> pd.DataFrame:
     """IKM minus vanilla read off in other ways, dB, means and standard deviations over seeds.
 
     test             as in the verdict: test images, after the last update
-    first_records    the same, with the first records of the runs that were trained again (`results/<profile>/repeats`)
+    first_three      the same, of seeds 0 to 2: as many as the `cpu` profile had at first
+    first_records    as test, with the first records of the runs that were trained again (`results/<profile>/repeats`)
     validation_end   validation images, after the last update
     validation_late  validation images, mean over the last 30 % of the updates: a dip at the very end weighs less
     """
@@ -87,8 +88,8 @@ def table3_sensitivity(done: Variants, profile: Profile) -> pd.DataFrame:
         first.loc[mine, "psnr_y"] = psnr_by_image(path.parent).reindex(images).to_numpy()
     curve = curves(done)
     share = curve["update"] / curve["update"].max()
-    readings = {"test": test, "first_records": first, "validation_end": curve[share == 1],
-                "validation_late": curve[share > 0.7]}
+    readings = {"test": test, "first_three": test[test.seed < 3], "first_records": first,
+                "validation_end": curve[share == 1], "validation_late": curve[share > 0.7]}
     for block in (NAMES[b] for b in TABLE3_BLOCKS):
         cells, nothing = {"architecture": block}, pd.Series(dtype=float)
         for reading, table in readings.items():

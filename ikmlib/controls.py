@@ -236,7 +236,8 @@ def figure_gradients(table: pd.DataFrame):
         panels[1].plot(x, rows.norm_ratio, "os"[i], label=label)
     labels = "angle to autograd's gradient (degrees)", "norm / norm of autograd's"
     for axes, label in zip(panels, labels, strict=True):
-        axes.set(yscale="log", xlabel="updates", ylabel=label)
+        axes.set(xlabel="updates", ylabel=label)
+        axes.set_ylim(bottom=0)
         axes.set_xticks(range(len(GRADIENT_UPDATES)), GRADIENT_UPDATES)
     panels[0].legend(fontsize=11)
     return figure

@@ -130,12 +130,13 @@ def test_the_zero_threshold_may_be_equal_and_the_median_must_be_better(results):
 
 def test_our_rows_stand_among_the_methods(results):
     wanted = experiments.table1(CPU)
-    ours = evidence.summary(wanted, fake(wanted), ["Set5"], artefacts.table1_published())
+    done = fake(wanted)
+    ours = evidence.summary(wanted, done, ["Set5"], artefacts.table1_published())
     labels = {f"x{scale}": (scale, "U-HDN+IKM, this study") for scale in (2, 3, 4)}
     table = artefacts.among_methods(artefacts.paper("table1"), ours, labels)
     assert len(table) == len(artefacts.paper("table1")) + 3
     row = table[(table.scale == 3) & (table.method == "U-HDN+IKM, this study")]
-    assert row.Set5_psnr.item() == pytest.approx(by_hand(wanted["x3"]).mean()) and round(row.params_k.item()) == 1402
+    assert row.Set5_psnr.item() == pytest.approx(by_hand(done["x3"]).mean()) and round(row.params_k.item()) == 1402
     for profile, verdicts in ((CPU, {"not tested at this budget"}), (PROFILES["paper"], {"not supported", "mixed"})):
         assert artefacts.c9(table, "U-HDN+IKM", profile)["verdict"] in verdicts
     best = table.assign(Set5_psnr=table.Set5_psnr.where(table.method != "U-HDN+IKM, this study", 40.0))
@@ -193,8 +194,8 @@ def test_rows_of_different_numbers_of_seeds_say_so(results):
     assert names[0] == "U-style, at equal depths (1 seed)" and names[1] == "U-style, with the hourglass (3 seeds)"
 
 
-def test_gain_read_off_in_four_ways(results):
-    done = fake(experiments.table3(CPU), seeds=(0, 1), bonus={"DB IKM": 0.1})
+def test_gain_read_off_in_five_ways(results):
+    done = fake(experiments.table3(CPU), seeds=(1, 3), bonus={"DB IKM": 0.1})
     again = done["DB IKM"][0]
     first = pd.read_csv(again.folder / "scores.csv", dtype={"image": str}).assign(psnr_y=lambda t: t.psnr_y - 0.4)
     write_csv(results / "cpu" / "repeats" / again.id / "scores.csv", first)
@@ -208,6 +209,8 @@ def test_gain_read_off_in_four_ways(results):
     gain = np.mean([by_hand([a]).mean() - by_hand([b]).mean() + by_hand([a], "BSD100").mean()
                     - by_hand([b], "BSD100").mean() for a, b in zip(done["DB IKM"], done["DB none"], strict=True)]) / 2
     assert row.seeds == 2 and row.test_db == pytest.approx(gain) and row.first_records_db == pytest.approx(gain - 0.2)
+    of_seed_1 = [pd.read_csv(done[name][0].folder / "scores.csv").psnr_y.mean() for name in ("DB IKM", "DB none")]
+    assert row.first_three_db == pytest.approx(of_seed_1[0] - of_seed_1[1])
     assert row.validation_end_db == 0 and row.validation_late_db == pytest.approx(0.1)
     figure = evidence.figure_gains({"DB": {"none": done["DB none"], "IKM": done["DB IKM"]}}, "none")
     assert len(figure.axes[0].lines) == 2 + 1 + 1   # two seeds, their mean, zero
