@@ -108,7 +108,7 @@ def cases(quick: bool = False) -> list[Case]:
 
 
 def _inference(model: nn.Module, x: Tensor) -> None:
-    with torch.no_grad():
+    with torch.inference_mode():
         model(x)
 
 

@@ -96,25 +96,44 @@ def contextual_attention(x: Tensor, kernel_size: int | tuple[int, ...], *, tau: 
 # --- image-specific kernel modulation (IKM), Eqs. 7-8 and 12-15 -----------------------------------------------------
 
 
-def _conv_each(x: Tensor, kernels: Tensor, stride, padding, dilation) -> Tensor:
-    """Image b with its own kernel: x (B, Ci, H, W), kernels (B, Co, Ci, k, k) -> (B, Co, H', W') (Eq. 13).
+# Pixels up to which a batch of images, each with its own kernel, is convolved faster in one call on a CPU
+SMALL = 32 * 32
 
-    A GPU takes one grouped convolution, the paper's way; on a CPU that is slower than B plain ones.
-    """
-    if x.is_cuda and len(x) > 1:
-        y = F.conv2d(x.flatten(0, 1)[None], kernels.flatten(0, 1), None, stride, padding, dilation, groups=len(x))
-        return y.reshape(len(x), -1, *y.shape[-2:])
+
+def _in_one_call(x: Tensor) -> bool:
+    """Whether one grouped convolution, the paper's way, serves a batch better than a convolution an image."""
+    return len(x) > 1 and (x.is_cuda or x.shape[-2] * x.shape[-1] <= SMALL)
+
+
+def _as_groups(x: Tensor) -> Tensor:
+    """The images of a batch as groups of channels of one image, (B, C, H, W) -> (1, B C, H, W), in x's memory format."""
+    if x.is_cuda or x.is_contiguous():
+        return x.flatten(0, 1)[None]
+    return x.permute(2, 3, 0, 1).flatten(2)[None].permute(0, 3, 1, 2)
+
+
+def _as_images(y: Tensor, images: int) -> Tensor:
+    """`_as_groups` undone."""
+    y = y[0].unflatten(0, (images, -1))
+    return y if y.is_cuda or y.is_contiguous() else y.contiguous(memory_format=torch.channels_last)
+
+
+def _conv_each(x: Tensor, kernels: Tensor, stride, padding, dilation) -> Tensor:
+    """Image b with its own kernel: x (B, Ci, H, W), kernels (B, Co, Ci, k, k) -> (B, Co, H', W') (Eq. 13)."""
+    if _in_one_call(x):
+        y = F.conv2d(_as_groups(x), kernels.flatten(0, 1), None, stride, padding, dilation, groups=len(x))
+        return _as_images(y, len(x))
     return torch.cat([F.conv2d(x[b:b + 1], kernels[b], None, stride, padding, dilation) for b in range(len(x))])
 
 
 def _conv_each_input_gradient(grad: Tensor, x: Tensor, kernels: Tensor, stride, padding, dilation) -> Tensor:
-    """dL/dx of `_conv_each`, image by image."""
+    """dL/dx of `_conv_each`."""
     def one(grad, x, kernel, groups):
         return torch.ops.aten.convolution_backward(
             grad, x, kernel, None, stride, padding, dilation, False, [0, 0], groups, [True, False, False])[0]
 
-    if x.is_cuda and len(x) > 1:
-        return one(grad.flatten(0, 1)[None], x.flatten(0, 1)[None], kernels.flatten(0, 1), len(x)).reshape(x.shape)
+    if _in_one_call(x):
+        return _as_images(one(_as_groups(grad), _as_groups(x), kernels.flatten(0, 1), len(x)), len(x))
     return torch.cat([one(grad[b:b + 1], x[b:b + 1], kernels[b], 1) for b in range(len(x))])
 
 
@@ -191,7 +210,7 @@ def modulated_conv2d(x: Tensor, weight: Tensor, attention: Tensor | float, bias:
     device = x.device.type
     if is_autocast_available(device) and torch.is_autocast_enabled(device):   # the custom backward is outside its reach
         x, weight = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (x, weight))
-    if gradient == "iso":
+    if gradient == "iso" and torch.is_grad_enabled():
         y = _IsoConv2d.apply(x, weight, attention, stride, padding, dilation)
     else:
         y = _conv_each(x, _modulate(weight, attention), stride, padding, dilation)

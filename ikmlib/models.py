@@ -85,15 +85,17 @@ class DenseUnit(nn.Module):
     def __init__(self, arch: Architecture, depth: int):
         super().__init__()
         c, g = arch.channels, arch.growth
+        self.parts = [[c, *[g] * i] for i in range(depth)]   # of a layer's input channels: x, feature 1, feature 2, ...
         self.convs = nn.ModuleList(_conv(arch, c + i * g, g) for i in range(depth))
         self.attentions = nn.ModuleList(_feature_attention(arch, g) for _ in range(depth))
         self.transition = nn.Conv2d(c + depth * g, c, 1, bias=False)   # never modulated
 
-    def _spread(self, feature: Tensor, readers: list[nn.Conv2d], after_relu: bool) -> Tensor:
-        """What a feature adds to the layers that read it, of which the first has it last: (B, len(readers) g, H, W)."""
-        conv = readers[0]
-        own = slice(conv.in_channels - feature.shape[1], conv.in_channels)
-        weight = torch.cat([reader.weight[:, own] for reader in readers])
+    @staticmethod
+    def _spread(conv: nn.Conv2d, feature: Tensor, weight: Tensor, after_relu: bool) -> Tensor:
+        """What a feature adds to all layers that read it, of which `conv` is the first: (B, readers g, H, W).
+
+        weight: all readers' kernels for this feature, (readers g, channels of the feature, k, k).
+        """
         if not isinstance(conv, IKMConv2d):
             return F.conv2d(feature, weight, None, conv.stride, conv.padding, conv.dilation)
         return modulated_conv2d(feature, weight, conv.attend(feature, after_relu=after_relu), stride=conv.stride,
@@ -107,12 +109,12 @@ class DenseUnit(nn.Module):
         concatenated until the transition, and with IKM a unit has one modulated convolution instead of d wherever the
         attention of the ReLUs' outputs is constant.
         """
-        convs, features, sums = list(self.convs), [x], None
-        for i, attention in enumerate(self.attentions):
-            spread = self._spread(features[-1], convs[i:], i > 0)
+        features, sums = [x], None
+        weights = [conv.weight.split(parts, 1) for conv, parts in zip(self.convs, self.parts, strict=True)]
+        for i, (conv, attention) in enumerate(zip(self.convs, self.attentions, strict=True)):
+            spread = self._spread(conv, features[i], torch.cat([weight[i] for weight in weights[i:]]), i > 0)
             sums = spread if sums is None else spread.add_(sums)
-            growth = convs[i].out_channels
-            y, sums = sums.split([growth, sums.shape[1] - growth], 1)
+            y, sums = sums.split([conv.out_channels, sums.shape[1] - conv.out_channels], 1)
             features.append(F.relu(attention(y)))
         return self.transition(torch.cat(features, 1))
 

@@ -41,7 +41,7 @@ def super_resolve(model: nn.Module, lr_uint8: np.ndarray) -> np.ndarray:
     """One image through the network: uint8 (h, w, 3) -> uint8 (s h, s w, 3), clipped and rounded."""
     parameter = next(model.parameters())
     x = torch.from_numpy(np.ascontiguousarray(lr_uint8)).to(parameter.device).permute(2, 0, 1)[None].float() / 255
-    with torch.no_grad():
+    with torch.inference_mode():
         y = model(x.contiguous(memory_format=torch.channels_last))[0]
     return (y.permute(1, 2, 0).clamp(0, 1) * 255).round().byte().cpu().numpy()
 

@@ -1,5 +1,6 @@
 """The paper's equations against plain loops and definitions."""
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from ikmlib import layers
 from ikmlib.layers import (
     GRADIENTS,
     IKMConv2d,
@@ -18,6 +20,7 @@ from ikmlib.layers import (
 )
 
 torch.manual_seed(0)
+SMALL = (0, layers.SMALL)   # a convolution an image; one grouped convolution for all
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 4), st.integers(5, 14), st.integers(5, 14),
                    st.integers(1, 5), st.integers(1, 2))   # B, Ci, Co, H, W, k, dilation
 
@@ -118,8 +121,8 @@ def test_signals_have_attention_too():
 
 
 @settings(max_examples=40, deadline=None)
-@given(shapes, st.booleans(), st.booleans())
-def test_layer_equals_a_loop_over_images(shape, bias, channels_last):
+@given(shapes, st.booleans(), st.booleans(), st.sampled_from(SMALL))
+def test_layer_equals_a_loop_over_images(shape, bias, channels_last, small):
     b, ci, co, h, w, k, dilation = shape
     padding = dilation * k // 2
     layer = IKMConv2d(ci, co, k, padding=padding, dilation=dilation, bias=bias).double()
@@ -129,8 +132,9 @@ def test_layer_equals_a_loop_over_images(shape, bias, channels_last):
     expected = plain_loop(x, layer.weight, reference_attention(x, k), padding, dilation)
     expected = expected + layer.bias[:, None, None] if bias else expected
     x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
-    torch.testing.assert_close(layer(x), expected)
-    torch.testing.assert_close(layer(x[0]), expected[0])
+    with mock.patch.object(layers, "SMALL", small):
+        torch.testing.assert_close(layer(x), expected)
+        torch.testing.assert_close(layer(x[0]), expected[0])
 
 
 @settings(max_examples=30, deadline=None)
@@ -169,9 +173,10 @@ settings_of_cag = st.fixed_dictionaries({
 
 @settings(max_examples=150, deadline=None)
 @given(shapes, st.integers(1, 2), st.sampled_from(GRADIENTS), settings_of_cag, st.booleans(), st.booleans(),
-       st.sampled_from(["plain", "after_relu"]), st.sampled_from([torch.float32, torch.float64]))
+       st.sampled_from(["plain", "after_relu"]), st.sampled_from([torch.float32, torch.float64]),
+       st.sampled_from(SMALL))
 def test_outputs_and_all_gradients_are_the_grouped_convolutions(shape, stride, rule, cag, bias, channels_last, call,
-                                                                dtype):
+                                                                dtype, small):
     """Sums of at most 5 x 25 x 4 x 196 products of normal numbers in another order: 1e-4 in float32 (unit roundoff
     6e-8 times the root of their number, times their size), 1e-12 in float64."""
     b, ci, co, h, w, k, dilation = shape
@@ -181,14 +186,18 @@ def test_outputs_and_all_gradients_are_the_grouped_convolutions(shape, stride, r
     x = (x.relu() if call == "after_relu" else x)
     x = x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format).requires_grad_()
     given_to = {"plain": {}, "after_relu": {"after_relu": True}}[call]
-    y = layer(x, **given_to)
+    with torch.no_grad(), mock.patch.object(layers, "SMALL", small):
+        y_without_gradients = layer(x, **given_to)
     reference = reference_conv(x, layer.weight, contextual_attention(x, k, **cag), layer.bias, rule, **geometry)
     learn = [x, *layer.parameters()]
     grad = torch.randn_like(reference)
     tolerance = dict(rtol=1e-4, atol=1e-4) if dtype == torch.float32 else dict(rtol=1e-11, atol=1e-12)
-    torch.testing.assert_close(y, reference, **tolerance)
-    torch.testing.assert_close(torch.autograd.grad(y, learn, grad), torch.autograd.grad(reference, learn, grad),
-                               **tolerance)
+    with mock.patch.object(layers, "SMALL", small):
+        y = layer(x, **given_to)
+        gradients = torch.autograd.grad(y, learn, grad)
+    for found in (y, y_without_gradients):
+        torch.testing.assert_close(found, reference, **tolerance)
+    torch.testing.assert_close(gradients, torch.autograd.grad(reference, learn, grad), **tolerance)
 
 
 def test_the_constant_after_a_relu_is_taken_without_a_look_only_where_it_is_one():

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ikmlib import layers
 from ikmlib.models import (
     ARCHITECTURES,
     Architecture,
@@ -104,13 +105,20 @@ def test_dense_unit_and_its_gradients_are_the_layer_by_layer_ones(options, depth
     torch.testing.assert_close(torch.autograd.grad(y, learn, grad), torch.autograd.grad(expected, learn, grad))
 
 
-def test_dense_unit_convolves_a_unit_input_once_for_each_image(monkeypatch):
-    """Of the released form's convolutions, only those of the unit's input are different for each image."""
-    calls = []
-    plain = F.conv2d
-    monkeypatch.setattr(F, "conv2d", lambda x, w, *rest, **kw: (calls.append(len(x)), plain(x, w, *rest, **kw))[1])
+@pytest.mark.parametrize(("small", "of_input"), [(0, [(1, 1)] * 3), (64, [(1, 3)])])
+def test_dense_unit_convolves_with_a_kernel_an_image_only_its_input(monkeypatch, small, of_input):
+    """(images, groups) of the released form's convolutions: those of the unit's input are an image's own, an image at
+    a time or a group an image; then come the features', one for all images, and the transition."""
+    calls, plain = [], F.conv2d
+
+    def recorded(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+        calls.append((len(x), groups))
+        return plain(x, weight, bias, stride, padding, dilation, groups)
+
+    monkeypatch.setattr(layers, "SMALL", small)
+    monkeypatch.setattr(F, "conv2d", recorded)
     DenseUnit(Architecture(channels=6, growth=4), 5)(torch.randn(3, 6, 8, 8))
-    assert calls == [1] * 3 + [3] * 4 + [3]   # the last is the transition
+    assert calls == of_input + [(3, 1)] * 4 + [(3, 1)]
 
 
 @pytest.mark.parametrize("strict", [False, True])
