@@ -106,7 +106,7 @@ def _in_one_call(x: Tensor) -> bool:
 
 
 def _as_groups(x: Tensor) -> Tensor:
-    """The images of a batch as groups of channels of one image, (B, C, H, W) -> (1, B C, H, W), in x's memory format."""
+    """The images of a batch as groups of channels of one, (B, C, H, W) -> (1, B C, H, W), in x's memory format."""
     if x.is_cuda or x.is_contiguous():
         return x.flatten(0, 1)[None]
     return x.permute(2, 3, 0, 1).flatten(2)[None].permute(0, 3, 1, 2)
@@ -182,6 +182,13 @@ class _IsoKernel(torch.autograd.Function):
         return grad / ctx.images, None, None
 
 
+def common_kernel(weight: Tensor, attention: Tensor | float, images: int, gradient: str) -> Tensor:
+    """a * w where all images of a batch have the same attention, (Ci, k, k) or a number; w learns by the rule."""
+    if gradient == "iso" and torch.is_grad_enabled():
+        return _IsoKernel.apply(weight, attention, max(images, 1))
+    return weight * attention
+
+
 def modulated_conv2d(x: Tensor, weight: Tensor, attention: Tensor | float, bias: Tensor | None = None, *, stride=1,
                      padding=0, dilation=1, gradient: str = "iso") -> Tensor:
     """Convolution of image b with a_b * w (Eq. 7). x (B, Ci, H, W), weight (Co, Ci, k, k).
@@ -204,9 +211,7 @@ def modulated_conv2d(x: Tensor, weight: Tensor, attention: Tensor | float, bias:
         elif len(x) == 1 or gradient == "go":
             attention = attention[0] if len(x) == 1 else attention.mean(0)
     if not isinstance(attention, Tensor) or attention.dim() == 3:   # one kernel for all images
-        learns = gradient == "iso" and torch.is_grad_enabled()
-        kernel = _IsoKernel.apply(weight, attention, max(len(x), 1)) if learns else weight * attention
-        return F.conv2d(x, kernel, bias, stride, padding, dilation)
+        return F.conv2d(x, common_kernel(weight, attention, len(x), gradient), bias, stride, padding, dilation)
     device = x.device.type
     if is_autocast_available(device) and torch.is_autocast_enabled(device):   # the custom backward is outside its reach
         x, weight = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (x, weight))
@@ -242,21 +247,28 @@ class IKMConv2d(nn.Conv2d):
         self.gradient, self.tau, self.strict, self.transform = gradient, tau, strict, transform
         self.context = context
 
-    def attend(self, x: Tensor, *, after_relu: bool = False) -> Tensor | float:
-        """Attention of x, (B, C, k, k); x may be a part of this layer's input channels.
+    def known_attention(self, *, after_relu: bool) -> float | None:
+        """The attention where it is the same number for every image; None: it takes a look.
 
-        `after_relu`: x >= 0 by construction. With a number tau <= 0, not strict, every pixel is then principal and the
-        attention a constant, returned as a number without a look at x. (A NaN is not principal: where there is one,
-        the output is NaN either way, but what the NaN's channel adds elsewhere in its image is not quite the same.)
+        `after_relu`: of x >= 0 by construction. With a number tau <= 0, not strict, every pixel is then principal. (A
+        NaN is not: where there is one, the output is NaN either way, but what the NaN's channel adds elsewhere in its
+        image is not quite the same.)
         """
         all_principal = after_relu and not self.strict and not isinstance(self.tau, str) and self.tau <= 0
         if all_principal or self.context == "constant":
             return 1.5 if self.transform == "sigmoid" else 1.0   # all cells are alike: n softmax(p) = 1
+        return None
+
+    def attend(self, x: Tensor, *, after_relu: bool = False) -> Tensor | float:
+        """Attention of x, (B, C, k, k), or `known_attention`; x may be a part of this layer's input channels."""
+        known = IKMConv2d.known_attention(self, after_relu=after_relu)   # also where `attending` hides it
+        if known is not None:
+            return known
         own = contextual_attention(x, self.kernel_size, tau=self.tau, strict=self.strict, transform=self.transform)
         return own.roll(-1, 0) if self.context == "shuffled" else own
 
     def forward(self, x: Tensor, *, after_relu: bool = False) -> Tensor:
-        """x (B, Ci, H, W) -> (B, Co, H', W'). `after_relu`: see `attend`."""
+        """x (B, Ci, H, W) -> (B, Co, H', W'). `after_relu`: see `known_attention`."""
         if x.dim() == 3:
             return self.forward(x[None], after_relu=after_relu)[0]
         return modulated_conv2d(x, self.weight, self.attend(x, after_relu=after_relu), self.bias, stride=self.stride,
@@ -274,19 +286,21 @@ def attending(model: nn.Module, attend: Callable[[IKMConv2d, Callable[[], Tensor
 
     To watch attention, or to replace it.
     """
-    before = {module: vars(module).get("attend") for module in model.modules() if isinstance(module, IKMConv2d)}
-    for layer in before:
+    layers = [module for module in model.modules() if isinstance(module, IKMConv2d)]
+    before = [dict(vars(layer)) for layer in layers]
+    for layer in layers:
         def attended(x, layer=layer, method=layer.attend, **known):
             return attend(layer, lambda: method(x, **known))
 
-        layer.attend = attended
+        layer.attend, layer.known_attention = attended, lambda after_relu: None   # every layer is asked
     try:
         yield
     finally:
-        for layer, outer in before.items():   # another block may be around this one
-            del layer.attend
-            if outer is not None:
-                layer.attend = outer
+        for layer, outer in zip(layers, before, strict=True):   # another block may be around this one
+            for name in ("attend", "known_attention"):
+                delattr(layer, name)
+                if name in outer:
+                    setattr(layer, name, outer[name])
 
 
 # --- the attentions of Table III ------------------------------------------------------------------------------------

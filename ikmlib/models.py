@@ -14,7 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import ATTENTIONS, ChannelAttention, IKMConv2d, SpatialAttention, _require, modulated_conv2d
+from .layers import (
+    ATTENTIONS,
+    ChannelAttention,
+    IKMConv2d,
+    SpatialAttention,
+    _require,
+    common_kernel,
+    modulated_conv2d,
+)
 
 SCALES = (2, 3, 4)
 BLOCKS = ("rb", "db", "rdb", "uhdb")
@@ -85,21 +93,29 @@ class DenseUnit(nn.Module):
     def __init__(self, arch: Architecture, depth: int):
         super().__init__()
         c, g = arch.channels, arch.growth
-        self.parts = [[c, *[g] * i] for i in range(depth)]   # of a layer's input channels: x, feature 1, feature 2, ...
         self.convs = nn.ModuleList(_conv(arch, c + i * g, g) for i in range(depth))
         self.attentions = nn.ModuleList(_feature_attention(arch, g) for _ in range(depth))
         self.transition = nn.Conv2d(c + depth * g, c, 1, bias=False)   # never modulated
+        self.channels = [c, *[g] * depth]   # of x and of each feature
 
-    @staticmethod
-    def _spread(conv: nn.Conv2d, feature: Tensor, weight: Tensor, after_relu: bool) -> Tensor:
-        """What a feature adds to all layers that read it, of which `conv` is the first: (B, readers g, H, W).
+    def _known_attention(self) -> float | None:
+        """The features' attention where it is the same number for all; 1 without IKM; None: it takes a look."""
+        known = {conv.known_attention(after_relu=True) if isinstance(conv, IKMConv2d) else 1.0 for conv in self.convs}
+        return known.pop() if len(known) == 1 else None
 
-        weight: all readers' kernels for this feature, (readers g, channels of the feature, k, k).
+    def _kernels(self, images: int, known: float | None) -> list[Tensor]:
+        """The layers' kernels by what they read, x and each feature: (readers g, its channels, k, k).
+
+        The features' `known` attention, of a batch of so many images, is in them already.
         """
-        if not isinstance(conv, IKMConv2d):
-            return F.conv2d(feature, weight, None, conv.stride, conv.padding, conv.dilation)
-        return modulated_conv2d(feature, weight, conv.attend(feature, after_relu=after_relu), stride=conv.stride,
-                                padding=conv.padding, dilation=conv.dilation, gradient=conv.gradient)
+        parts = [conv.weight.split(self.channels[:i + 1], 1) for i, conv in enumerate(self.convs)]
+        of_x, *of_features = ([part[i] for part in parts[i:]] for i in range(len(parts)))
+        if not of_features:
+            return [torch.cat(of_x)]
+        kernels, first = torch.cat(sum(of_features, [])), self.convs[0]
+        if known is not None and isinstance(first, IKMConv2d):
+            kernels = common_kernel(kernels, known, images, first.gradient)
+        return [torch.cat(of_x), *kernels.split([sum(map(len, readers)) for readers in of_features])]
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) -> same shape.
@@ -109,10 +125,15 @@ class DenseUnit(nn.Module):
         concatenated until the transition, and with IKM a unit has one modulated convolution instead of d wherever the
         attention of the ReLUs' outputs is constant.
         """
-        features, sums = [x], None
-        weights = [conv.weight.split(parts, 1) for conv, parts in zip(self.convs, self.parts, strict=True)]
+        features, sums, known = [x], None, self._known_attention()
+        kernels = self._kernels(len(x), known) if self.convs else []
         for i, (conv, attention) in enumerate(zip(self.convs, self.attentions, strict=True)):
-            spread = self._spread(conv, features[i], torch.cat([weight[i] for weight in weights[i:]]), i > 0)
+            feature, geometry = features[i], dict(padding=conv.padding, dilation=conv.dilation)
+            if not isinstance(conv, IKMConv2d) or (i and known is not None):
+                spread = F.conv2d(feature, kernels[i], **geometry)
+            else:
+                spread = modulated_conv2d(feature, kernels[i], conv.attend(feature, after_relu=i > 0), **geometry,
+                                          gradient=conv.gradient)
             sums = spread if sums is None else spread.add_(sums)
             y, sums = sums.split([conv.out_channels, sums.shape[1] - conv.out_channels], 1)
             features.append(F.relu(attention(y)))

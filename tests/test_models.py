@@ -121,6 +121,18 @@ def test_dense_unit_convolves_with_a_kernel_an_image_only_its_input(monkeypatch,
     assert calls == of_input + [(3, 1)] * 4 + [(3, 1)]
 
 
+def test_every_layer_of_a_dense_unit_is_asked_where_attention_is_replaced():
+    """Also those whose attention is known beforehand: with 1 in its place the unit is the vanilla one."""
+    unit, vanilla = (DenseUnit(Architecture(channels=6, growth=4, attention=a), 3).double() for a in ("ikm", "none"))
+    vanilla.load_state_dict(unit.state_dict())
+    x, asked = torch.randn(3, 6, 8, 8, dtype=torch.float64), []
+    before = unit(x)
+    with layers.attending(unit, lambda layer, own: asked.append((layer, own())) or 1.0):
+        torch.testing.assert_close(unit(x), vanilla(x))
+    assert [layer for layer, _ in asked] == list(unit.convs) and [own for _, own in asked[1:]] == [1.5, 1.5]
+    assert torch.equal(unit(x), before)
+
+
 @pytest.mark.parametrize("strict", [False, True])
 def test_residual_blocks_are_conv_relu_conv_and_skip(strict):
     block = ResidualBlocks(Architecture("rb", depths=(2, 2), channels=6, strict=strict)).double()
