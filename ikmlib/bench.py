@@ -11,7 +11,7 @@ import ctypes
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -183,8 +183,15 @@ def interleave(work: dict[str, Callable[[], None]], device: torch.device, second
     return {name: np.array(values) for name, values in times.items()}
 
 
-def measure(case: Case, seconds: float, device: torch.device) -> list[dict]:
-    """Rows of `table` for one case: every scheme, inference and training step."""
+class Measured(NamedTuple):
+    """One case and pass: of each scheme the seconds of all its repetitions, and its peak memory in MB."""
+
+    seconds: dict[str, np.ndarray]
+    peak_mb: dict[str, float]
+
+
+def measure(case: Case, seconds: float, device: torch.device) -> dict[str, Measured]:
+    """Every scheme, turn by turn, for about so many seconds a pass; by pass: inference, training."""
     random = torch.Generator().manual_seed(0)
     shape = (case.batch, case.channels if case.subject == "layer" else 3, case.size, case.size)
     x = torch.randn(shape, generator=random).to(device, memory_format=torch.channels_last)
@@ -195,37 +202,48 @@ def measure(case: Case, seconds: float, device: torch.device) -> list[dict]:
     if device.type == "cuda":   # the step as `Trainer` takes it
         passes["training, captured"] = {scheme: partial(Captured(partial(_training, model)), x)
                                         for scheme, model in models.items()}
-    rows = []
+    found = {}
     for name, work in passes.items():
         for function in work.values():
             for _ in range(4):   # sets things up: primitives, workspaces, graphs
                 function()
         peaks = {scheme: float("nan") if name == "training, captured" else peak_megabytes(function, device)
                  for scheme, function in work.items()}   # a graph's memory is set aside when it is captured
-        times = interleave(work, device, seconds)
-        for scheme, values in times.items():
-            low, ratio, high = np.quantile(values / times[VANILLA], (0.25, 0.5, 0.75))
-            rows.append({**case._asdict(), "pass": name, "scheme": scheme, "ms": 1e3 * np.median(values),
-                         "ratio": ratio, "ratio_q1": low, "ratio_q3": high, "repetitions": len(values),
-                         "peak_mb": peaks[scheme]})
+        found[name] = Measured(interleave(work, device, seconds), peaks)
+    return found
+
+
+def _rows(case: Case, name: str, rounds: Sequence[Measured]) -> list[dict]:
+    """Rows of `table` for a case and a pass, from all rounds."""
+    times = {scheme: np.concatenate([found.seconds[scheme] for found in rounds]) for scheme in rounds[0].seconds}
+    rows = []
+    for scheme, values in times.items():
+        low, ratio, high = np.quantile(values / times[VANILLA], (0.25, 0.5, 0.75))
+        rows.append({**case._asdict(), "pass": name, "scheme": scheme, "ms": 1e3 * np.median(values), "ratio": ratio,
+                     "ratio_q1": low, "ratio_q3": high, "repetitions": len(values),
+                     "peak_mb": np.median([found.peak_mb[scheme] for found in rounds])})
     return rows
 
 
-def table(chosen: list[Case], *, seconds: float, device: torch.device | None = None, show: bool = True) -> pd.DataFrame:
+def table(chosen: list[Case], *, seconds: float, rounds: int = 1, device: torch.device | None = None,
+          show: bool = True) -> pd.DataFrame:
     """A row a case, pass and scheme: median time, ratio to vanilla (median, quartiles over repetitions), peak memory.
 
-    `seconds`: for each case and pass. The ratio is of neighbours in time; see `interleave`.
+    `seconds`: for each case and pass, in each of the `rounds` through all cases: a machine can be slow for minutes. The
+    ratio is of neighbours in time; see `interleave`.
     """
     device = device or study.default_device()
     _keep_memory()
-    rows = [row for case in tqdm(chosen, desc="bench", unit="case", disable=not show, leave=False)
-            for row in measure(case, seconds, device)]
-    return pd.DataFrame(rows)
+    found = {case: [] for case in chosen}
+    for case in tqdm(chosen * rounds, desc="bench", unit="case", disable=not show, leave=False):
+        found[case].append(measure(case, seconds, device))
+    return pd.DataFrame([row for case, measured in found.items() for name in measured[0]
+                         for row in _rows(case, name, [one[name] for one in measured])])
 
 
 def bench(quick: bool = False) -> pd.DataFrame:
-    """The whole bench: some minutes on 2 CPU cores; `quick`: some ten seconds, small cases, not for numbers."""
-    return table(cases(quick), seconds=0.1 if quick else 8.0)
+    """The whole bench: ten minutes on 2 CPU cores; `quick`: some ten seconds, small cases, not for numbers."""
+    return table(cases(quick), seconds=0.1 if quick else 3.0, rounds=1 if quick else 3)
 
 
 def main_table(costs: pd.DataFrame) -> pd.DataFrame:

@@ -106,3 +106,10 @@ def test_the_command_prints_and_writes(results, monkeypatch, capsys, costs):
     assert len(pd.read_csv(results / "smoke" / "cost.csv")) == 6
     machine = pd.read_csv(results / "smoke" / "cost_machine.csv")
     assert {"device", "threads", "load_1min", "torch", "git_commit"} <= set(machine)
+
+
+def test_rounds_are_pooled():
+    once, thrice = (bench.table(TINY[:1], seconds=0.0, rounds=rounds, device=CPU, show=False) for rounds in (1, 3))
+    assert (once.repetitions == 3).all() and (thrice.repetitions == 9).all()
+    columns = ["subject", "pass", "scheme"]
+    assert once[columns].equals(thrice[columns]) and (thrice.ratio_q1 <= thrice.ratio).all()
