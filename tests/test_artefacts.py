@@ -3,6 +3,7 @@ import json
 
 import numpy as np
 import pandas as pd
+import matplotlib.pyplot as plt
 import pytest
 
 from ikmlib import artefacts, config, evidence, experiments
@@ -177,6 +178,7 @@ def test_nothing_trained_is_not_tested_and_draws(results, name):
     evidence.figure_gains({"": nothing}, "none")
     {"table4": lambda: artefacts.figure_table4(table), "fig8": lambda: artefacts.figure_fig8(nothing),
      "fig10": lambda: artefacts.figure_fig10(nothing, table)}.get(name, lambda: None)()
+    plt.close("all")
 
 
 def test_paper_numbers_are_the_ones_of_the_text():
