@@ -1,9 +1,9 @@
 """Tables, contrasts and verdicts equal a recomputation from the per-image records; nothing trained breaks nothing."""
 import json
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import matplotlib.pyplot as plt
 import pytest
 
 from ikmlib import artefacts, config, evidence, experiments
