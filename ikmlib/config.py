@@ -43,6 +43,8 @@ class Profile:
     validations: int = 10           # points of the validation curve
     final_updates: int | None = None   # optimiser steps of the final models (Tables I and II); None: `updates`
     evidence: bool = True           # False: numbers of this profile never carry a verdict
+    rate: float = 2e-4              # largest learning rate of Adam
+    schedule: str = "halving"       # how it falls, see `trainers.learning_rate`
 
 
 BENCHMARKS = ("Set5", "Set14", "BSD100", "Urban100", "Manga109")
@@ -53,6 +55,9 @@ PROFILES = {
         Profile("smoke", "does everything run? Embedded photographs, minutes on two CPU cores; not evidence",
                 updates=30, batch=4, patch=16, seeds=(0,), train_sets=("embedded-train",),
                 test_sets=("embedded-test",), test_crop=128, validations=3, evidence=False),
+        Profile("recipe", "chooses the rate and the batch of the CPU profiles on validation images; no test image is seen",
+                updates=4000, batch=4, patch=24, seeds=(100, 101), train_sets=("T91", "BSDS500"), test_sets=(),
+                evidence=False, rate=1e-3, schedule="cosine"),
         Profile("cpu", "weak but real evidence: Table III in a night on a laptop without a GPU, the rest in days",
                 updates=2000, batch=8, patch=24, seeds=(0, 1, 2, 3, 4), train_sets=("T91", "BSDS500"),
                 test_sets=BENCHMARKS[:3]),   # seeds 3 and 4 came later: with three, most of Table III was undecided

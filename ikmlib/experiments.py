@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from . import study
-from .config import Profile
+from . import recipe, study
+from .config import PROFILES, Profile
 from .models import ARCHITECTURES, Architecture, SRNetwork, cost
 from .study import Run, found
 from .trainers import TrainingDiverged
@@ -170,6 +170,8 @@ def queue(profile: Profile, only: Iterable[str] = ()) -> list[Run]:
     meant = {wanted: {name for name in QUEUE if wanted in (name, name[:2])} for wanted in only}
     if unknown := [wanted for wanted, names in meant.items() if not names]:
         raise ValueError(f"no runs are known for {', '.join(unknown)}; allowed: {', '.join(QUEUE)}")
+    if profile == PROFILES["recipe"]:
+        return recipe.wanted()
     chosen = set().union(*meant.values()) if meant else QUEUE
     return list(dict.fromkeys(run for name in QUEUE if name in chosen for run in in_order(QUEUE[name](profile))))
 

@@ -32,6 +32,7 @@ from .models import ARCHITECTURES, Architecture, SRNetwork, complexity
 from .trainers import Trainer, evaluate, load_checkpoint, restored
 
 LEARNING_RATE = 2e-4
+LATER = ("schedule",)   # fields of a run that came after the first records
 FALLBACK = {"train": ("embedded-train",), "test": ("embedded-test",)}
 
 
@@ -66,11 +67,13 @@ class Run:
     patch: int                  # LR pixels
     data: tuple[str, ...]       # training sets
     rate: float = LEARNING_RATE
+    schedule: str = "halving"   # how the rate falls, see `trainers.learning_rate`
 
     @classmethod
     def of(cls, profile: Profile, arch: Architecture, seed: int, scale: int = 2) -> Run:
         """The run of an architecture at a profile's budget."""
-        return cls(profile.name, arch, scale, seed, profile.updates, profile.batch, profile.patch, profile.train_sets)
+        return cls(profile.name, arch, scale, seed, profile.updates, profile.batch, profile.patch, profile.train_sets,
+                   profile.rate, profile.schedule)
 
     @property
     def spec(self) -> dict:
@@ -81,13 +84,17 @@ class Run:
 
     @property
     def id(self) -> str:
-        """Slug, what is unusual for the profile, scale, seed, and a hash of the spec. An architecture's defaults are
-        left out of the hash, so that an option added later, whose default changes nothing, leaves the ids alone."""
+        """Slug, what is unusual for the profile, scale, seed, and a hash of the spec. Defaults of an architecture and of
+        LATER are left out of the hash, so that an option added later, whose default changes nothing, leaves the ids
+        alone."""
         spec, plain = self.spec, json.loads(json.dumps(asdict(Architecture())))
         spec["arch"] = {name: value for name, value in spec["arch"].items() if value != plain[name]}
+        for name in LATER:
+            if spec[name] == getattr(type(self), name):
+                del spec[name]
         digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:8]
         usual = config.get_profile(self.profile)
-        unusual = [f"-{name}{getattr(self, name)}" for name in ("batch", "updates")
+        unusual = [f"-{name}{getattr(self, name)}" for name in ("batch", "updates", "rate")
                    if getattr(self, name) != getattr(usual, name)]
         return f"{slug(self.arch)}{''.join(unusual)}-x{self.scale}-seed{self.seed}-{digest}"
 
@@ -115,6 +122,8 @@ def found(run: Run) -> Run:
 def test_images(profile: Profile, data: tuple[str, ...]) -> dict[str, dict[str, np.ndarray]]:
     """Installed test sets of a profile: set -> image -> uint8; embedded ones for a run trained on embedded images."""
     names = [name for name in profile.test_sets if datasets.is_installed(name)]
+    if not profile.test_sets:
+        return {}
     if data == FALLBACK["train"] or not names:
         names = list(FALLBACK["test"])
     crop = (lambda image: centre_crop(image, profile.test_crop)) if profile.test_crop else (lambda image: image)
@@ -205,7 +214,7 @@ def train(run: Run, *, deadline: float | None = None, show: bool = True, device:
         trainer = Trainer(
             run.build().to(device), sampler,
             key=run.id, seed=run.seed, updates=run.updates, batch=run.batch, rate=run.rate,
-            checkpoint=checkpoint, validations=config.get_profile(run.profile).validations,
+            schedule=run.schedule,             checkpoint=checkpoint, validations=config.get_profile(run.profile).validations,
             validate=lambda model: float(evaluate(model, validation, run.scale).psnr_y.mean()))
         if not trainer.fit(deadline=deadline, label=run.id, show=show):
             return False

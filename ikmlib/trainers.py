@@ -1,6 +1,7 @@
 """Training that can stop at any instant and continue to the identical result, and evaluation."""
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -176,9 +177,26 @@ def _stop_requests() -> Iterator[list]:
             signal.signal(number, handler or signal.SIG_DFL)
 
 
-def learning_rate(initial: float, update: int, updates: int) -> float:
-    """Halved after each third of the run, as the released code does every 100 k of 300 k updates."""
-    return initial * 0.5 ** (3 * update // updates)
+SCHEDULES = ("halving", "cosine")
+WARM_UP = 0.05   # share of the updates in which the cosine schedule's rate grows
+
+
+def learning_rate(initial: float, update: int, updates: int, schedule: str = "halving") -> float:
+    """Rate of update 0, 1, ..., `updates` - 1.
+
+    "halving"   halved after each third of the run, as the released code does every 100 k of 300 k updates
+    "cosine"    grows linearly to `initial` over the first 5 % of the updates, then falls to 0 along half a cosine
+                (not in the paper)
+    Raises ValueError for another schedule.
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"unknown schedule {schedule!r}; allowed: {', '.join(SCHEDULES)}")
+    if schedule == "halving":
+        return initial * 0.5 ** (3 * update // updates)
+    warm = max(1, round(WARM_UP * updates))
+    if update < warm:
+        return initial * (update + 1) / warm
+    return initial * 0.5 * (1 + math.cos(math.pi * (update - warm) / (updates - warm)))
 
 
 def mae(sr: Tensor, hr: Tensor, std: Tensor) -> Tensor:
@@ -205,10 +223,11 @@ class Trainer:
     """
 
     def __init__(self, model: nn.Module, sampler: PatchSampler, *, key: str, seed: int, updates: int, batch: int,
-                 checkpoint: Path, validate: Callable[[nn.Module], float], validations: int = 10, rate: float = 2e-4):
+                 checkpoint: Path, validate: Callable[[nn.Module], float], validations: int = 10, rate: float = 2e-4,
+                 schedule: str = "halving"):
         self.model = model.to(memory_format=torch.channels_last)
         self.sampler, self.key, self.seed, self.updates, self.batch = sampler, key, seed, updates, batch
-        self.checkpoint, self.validate, self.rate = checkpoint, validate, rate
+        self.checkpoint, self.validate, self.rate, self.schedule = checkpoint, validate, rate, schedule
         self.validation_updates = {round(updates * (i + 1) / validations) for i in range(validations)}
         if sampler.device.type == "cuda":   # the rate is read on the device, where a captured update can see it change
             self.optimizer = torch.optim.Adam(model.parameters(), lr=torch.tensor(rate, device=sampler.device),
@@ -237,7 +256,7 @@ class Trainer:
 
     def step(self) -> Tensor:
         """One update; returns the loss (on the device)."""
-        rate = learning_rate(self.rate, self.progress.update, self.updates)
+        rate = learning_rate(self.rate, self.progress.update, self.updates, self.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else rate
         return self._update(self.sampler.draw(self.seed, self.progress.update, self.batch))

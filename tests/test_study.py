@@ -27,6 +27,11 @@ def test_id_is_of_the_spec_alone():
         assert replace(run, **change).id != run.id
 
 
+def test_a_schedule_changes_the_id_and_the_papers_is_left_out_of_it():
+    run = tiny()
+    assert replace(run, schedule="halving").id == run.id != replace(run, schedule="cosine").id
+
+
 def test_slugs_are_readable():
     assert study.slug(ARCHITECTURES["uhdn_l"]) == "uhdn_l-ikm"
     assert study.slug(replace(ARCHITECTURES["rb"], attention="ca")) == "rb-ca"

@@ -25,10 +25,11 @@ IMAGES = {str(i): np.stack([128 + 100 * wave, 90 + 60 * wave, 160 - 80 * wave], 
           for i, wave in enumerate(WAVES)}
 
 
-def trainer(path, *, updates=12, seed=0, validate=lambda model: 1.0, key="run", rate=2e-4):
+def trainer(path, *, updates=12, seed=0, validate=lambda model: 1.0, key="run", rate=2e-4,
+            schedule="halving"):
     torch.manual_seed(seed)
     return Trainer(SRNetwork(TINY, 2), PatchSampler(IMAGES, 2, 8), key=key, seed=seed, updates=updates, batch=2,
-                   checkpoint=path, validate=validate, validations=3, rate=rate)
+                   checkpoint=path, validate=validate, validations=3, rate=rate, schedule=schedule)
 
 
 def state(path):
@@ -45,10 +46,11 @@ def assert_same_bits(a, b):
     assert all(torch.equal(adam_a[i][key], adam_b[i][key]) for i in adam_a for key in adam_a[i])
 
 
-def test_time_limit_then_continued_equals_uninterrupted(tmp_path):
-    assert trainer(tmp_path / "whole.pt").fit(show=False)
+@pytest.mark.parametrize("schedule", trainers.SCHEDULES)
+def test_time_limit_then_continued_equals_uninterrupted(tmp_path, schedule):
+    assert trainer(tmp_path / "whole.pt", schedule=schedule).fit(show=False)
     for _ in range(30):   # a deadline that passes during the first update, again and again
-        part = trainer(tmp_path / "parts.pt")
+        part = trainer(tmp_path / "parts.pt", schedule=schedule)
         if part.fit(show=False, deadline=time.monotonic() + 1e-3):
             break
     assert part.progress.update == 12
@@ -199,3 +201,16 @@ def test_restored_clips_and_rounds():
     for _, sr, hr in restored(Loud(2), IMAGES, 2):
         expected = np.clip(imresize(imresize(hr, 1 / 2), 2).astype(int) * 3 - 255, 0, 255)
         np.testing.assert_array_equal(sr, expected)
+
+
+def test_cosine_warms_up_and_falls_to_zero():
+    rates = [learning_rate(1e-3, u, 4000, "cosine") for u in range(4000)]
+    assert rates[0] == pytest.approx(1e-3 / 200) and rates[199] == pytest.approx(1e-3) == rates[200] == max(rates)
+    assert np.allclose(np.diff(rates[:200]), 1e-3 / 200)
+    assert rates[2100] == pytest.approx(0.5e-3) and 0 < rates[-1] < 1e-9
+    assert (np.diff(rates[200:]) < 0).all()
+
+
+def test_an_unknown_schedule_is_refused_by_name():
+    with pytest.raises(ValueError, match="unknown schedule 'step'; allowed: halving, cosine"):
+        learning_rate(1e-3, 0, 10, "step")
