@@ -25,6 +25,10 @@ def _parser() -> argparse.ArgumentParser:
                              help="only this notebook or its runs, by number (04) or name; repeatable, or a comma list")
         return sub
 
+    def plan_or_profile(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--profile", help=f"{', '.join(config.PROFILES)}; default: small where CUDA is, else the "
+                         "plan's stages A to E, across cpu and cpu-long")
+
     def training(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--jobs", type=int, help="runs trained at once (default: one a CPU core, or 4 on a GPU)")
         sub.add_argument("--no-download", action="store_true", help="use the image sets that are installed, fetch none")
@@ -32,11 +36,13 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("run", "train what is missing, execute the notebooks, write the report", only=True)
     sub.add_argument("--no-train", action="store_true", help="use the recorded runs, train none")
     training(sub)
-    sub = command("train", "train the queue's unfinished runs in order of priority; stop and continue at any time",
-                  only=True)
+    sub = command("train", "train the plan's unfinished runs in its order; stop and continue at any time",
+                  profile=False, only=True)
+    plan_or_profile(sub)
     sub.add_argument("--time-limit", type=float, metavar="SECONDS", help="stop, with everything saved, after this long")
     training(sub)
-    command("status", "the queue: what is finished, in progress, missing, and the time left on this device")
+    plan_or_profile(command("status", "the plan: what is finished, missing, and the hours left on this device",
+                            profile=False))
     sub = command("pack", "write a profile's runs, finished or not, as at most 8 files of at most 15 MB")
     sub.add_argument("destination", type=Path)
     sub = command("unpack", "add packed runs to the records", profile=False)
@@ -80,7 +86,16 @@ def _names(only: list[str]) -> list[str]:
     return [name for item in only for name in item.split(",") if name]
 
 
-def _train(profile: config.Profile, only: list[str], jobs: int | None, time_limit: float | None = None) -> int:
+def _chosen(name: str | None) -> config.Profile | None:
+    """The profile of `train` and `status`; None: the plan across the CPU profiles."""
+    from . import study
+
+    if name is None:
+        return config.PROFILES["small"] if study.default_device().type == "cuda" else None
+    return config.get_profile(name)
+
+
+def _train(profile: config.Profile | None, only: list[str], jobs: int | None, time_limit: float | None = None) -> int:
     """Train in this process, or in `jobs` processes that share the queue; 1 if a run diverged or a process failed."""
     from . import experiments, study
 
@@ -91,10 +106,12 @@ def _train(profile: config.Profile, only: list[str], jobs: int | None, time_limi
     jobs = min(unfinished, jobs or (4 if cuda else min(cores, 8)))
     if jobs <= 1:
         return int(experiments.work(profile, only=only, time_limit=time_limit) > 0)
-    command = [sys.executable, "-m", "ikmlib", "train", "--profile", profile.name, "--jobs", "1", "--no-download"]
+    command = [sys.executable, "-m", "ikmlib", "train", "--jobs", "1", "--no-download"]
+    command += ["--profile", profile.name] if profile else []
     command += [word for name in only for word in ("--only", name)]
     command += ["--time-limit", str(time_limit)] if time_limit is not None else []
-    print(f"profile {profile.name}: {unfinished} runs to train, {jobs} at a time", flush=True)
+    print(f"{f'profile {profile.name}' if profile else 'the plan'}: {unfinished} runs to train, {jobs} at a time",
+          flush=True)
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // jobs))
     workers = [subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": threads, "TQDM_POSITION": str(i)})
                for i in range(jobs)]
@@ -135,7 +152,7 @@ def _run_command(args: argparse.Namespace) -> int:
 
     profile, only = config.get_profile(args.profile), _names(args.only)
     stems = [path.stem for path in runner.find_notebooks(only)]
-    with_runs = [stem for stem in stems if stem in experiments.QUEUE]
+    with_runs = [stem for stem in stems if stem in experiments.NOTEBOOKS]
     if not args.no_train:
         _prepare_data(profile, not args.no_download)
     trained = _train(profile, with_runs, args.jobs) if with_runs and not args.no_train else 0
@@ -143,19 +160,19 @@ def _run_command(args: argparse.Namespace) -> int:
 
 
 def _train_command(args: argparse.Namespace) -> int:
-    profile = config.get_profile(args.profile)
+    profile = _chosen(args.profile)
     if not args.no_download:
-        _prepare_data(profile, True)
+        _prepare_data(profile or config.PROFILES["cpu"], True)
     return _train(profile, _names(args.only), args.jobs, args.time_limit)
 
 
 def _status_command(args: argparse.Namespace) -> int:
     from . import experiments
 
-    table = experiments.status(config.get_profile(args.profile))
-    print(table.to_string(index=False, formatters={"seconds": "{:.0f}".format, "hours_left": "{:.2f}".format}))
-    print(", ".join(f"{count} {state}" for state, count in table.state.value_counts().items())
-          + f"; about {table.hours_left.sum():.1f} hours left on this device, one run at a time")
+    table = experiments.status(_chosen(args.profile))
+    print(table.to_string(index=False, formatters={"hours_left": "{:.1f}".format}))
+    print(f"{table.finished.sum()} of {table.runs.sum()} runs finished; about {table.hours_left.sum():.1f} hours left "
+          "on this device, one run at a time")
     return 0
 
 

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from . import study
 from .layers import IKMConv2d, contextual_attention
 from .models import ARCHITECTURES, DenseUnit, SRNetwork
-from .trainers import Captured
+from .trainers import Captured, keep_memory
 
 VANILLA, BY_INPUTS, RELEASED, OURS = "vanilla", "vanilla, by inputs", "IKM as released", "IKM, ours"
 SCHEMES = (VANILLA, BY_INPUTS, RELEASED, OURS)
@@ -127,18 +127,6 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _keep_memory() -> None:
-    """Tell glibc to keep what is freed, as caching allocators do, for the rest of this process.
-
-    Otherwise it gives memory back and takes it again, thousands of page faults a call, for one scheme or another as
-    the heap happens to lie: up to an eighth of the time. Elsewhere than with glibc, nothing is done.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        for option in (-1, -3):   # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-            libc.mallopt(option, 2**31 - 1)
-
-
 def _resident(field: str) -> int:
     """Bytes of resident memory (VmRSS) or of its peak (VmHWM) of this process; Linux."""
     with open("/proc/self/status") as status:
@@ -233,7 +221,7 @@ def table(chosen: list[Case], *, seconds: float, rounds: int = 1, device: torch.
     ratio is of neighbours in time; see `interleave`.
     """
     device = device or study.default_device()
-    _keep_memory()
+    keep_memory()
     found = {case: [] for case in chosen}
     for case in tqdm(chosen * rounds, desc="bench", unit="case", disable=not show, leave=False):
         found[case].append(measure(case, seconds, device))

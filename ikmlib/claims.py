@@ -11,10 +11,10 @@ import pandas as pd
 
 from . import config
 from .config import PROFILES, Profile
-from .experiments import QUEUE, found
+from .experiments import PARTS, planned
+from .stats import UNTESTED
+from .study import found
 
-VERDICTS = ("supported", "not supported", "mixed", "undecided", "not tested at this budget")
-UNTESTED = VERDICTS[-1]
 UNTRAINED = "nothing trained"
 # The paper's claims -> in a few words, and the number of the notebook that tests it
 CLAIMS = {
@@ -47,9 +47,10 @@ def pages(profile: Profile) -> list[dict]:
 
 def _rests_on(profile: Profile, notebook: str, seeds: int | None) -> str:
     """What a verdict rests on, such as "3 seeds, 2,000 updates": seeds compared, updates of the finished runs."""
-    if notebook not in QUEUE:
+    parts = [part for part, (shown_in, _) in PARTS.items() if shown_in == notebook]
+    if not parts:
         return "–"
-    runs = (found(run) for runs in QUEUE[notebook](profile).values() for run in runs)
+    runs = (found(run) for runs in planned(profile, parts[0]).values() for run in runs)
     updates = sorted({run.updates for run in runs if run.finished})
     if seeds == 0 or not updates:
         return UNTRAINED

@@ -1,7 +1,7 @@
 """Where things are, and how much each profile does.
 
-A profile says how much is done (updates, seeds, images), never what is done: equations, loss and scoring protocol are
-the same in all of them.
+A profile says how much is done (updates, batch, images, depth of the ablations' network), and which rate schedule suits
+so many updates; never equations, loss, data split or scoring: they are the same in all of them.
 """
 from __future__ import annotations
 
@@ -36,36 +36,43 @@ class Profile:
     updates: int                    # optimiser steps of one run
     batch: int                      # patches in a mini-batch
     patch: int                      # LR patch side, pixels
-    seeds: tuple[int, ...]
     train_sets: tuple[str, ...]
     test_sets: tuple[str, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)   # of what trains beside `experiments.PLAN`
     test_crop: int | None = None    # centre crop of test images, HR pixels; None scores whole images
     validations: int = 10           # points of the validation curve
     final_updates: int | None = None   # optimiser steps of the final models (Tables I and II); None: `updates`
     evidence: bool = True           # False: numbers of this profile never carry a verdict
     rate: float = 2e-4              # largest learning rate of Adam
     schedule: str = "halving"       # how it falls, see `trainers.learning_rate`
+    blocks: int = 4                 # N of the ablations' network, 4 in the paper (Tables IV, V, Figs. 8, 9, 11)
 
 
 BENCHMARKS = ("Set5", "Set14", "BSD100", "Urban100", "Manga109")
+CLASSIC = ("T91", "BSDS500")   # the training images of the years before DIV2K
+
+# From the smallest budget to the largest. The rate, schedule and batch of `cpu` and `cpu-long` are what `recipe` chose.
 
 PROFILES = {
     p.name: p
     for p in (
         Profile("smoke", "does everything run? Embedded photographs, minutes on two CPU cores; not evidence",
-                updates=30, batch=4, patch=16, seeds=(0,), train_sets=("embedded-train",),
-                test_sets=("embedded-test",), test_crop=128, validations=3, evidence=False),
-        Profile("recipe", "chooses the rate and the batch of the CPU profiles on validation images; no test image is seen",
-                updates=4000, batch=4, patch=24, seeds=(100, 101), train_sets=("T91", "BSDS500"), test_sets=(),
-                evidence=False, rate=1e-3, schedule="cosine"),
-        Profile("cpu", "weak but real evidence: Table III in a night on a laptop without a GPU, the rest in days",
-                updates=2000, batch=8, patch=24, seeds=(0, 1, 2, 3, 4), train_sets=("T91", "BSDS500"),
-                test_sets=BENCHMARKS[:3]),   # seeds 3 and 4 came later: with three, most of Table III was undecided
-        Profile("small", "the reduced-data reproduction on one GPU",
-                updates=30_000, batch=16, patch=48, seeds=(0, 1, 2), train_sets=("T91", "BSDS500"),
-                test_sets=BENCHMARKS, validations=30),
-        Profile("paper", "the published budget", updates=200_000, batch=16, patch=48, seeds=(0, 1, 2),
-                train_sets=("DIV2K",), test_sets=BENCHMARKS, validations=100, final_updates=1_000_000),
+                updates=30, batch=4, patch=16, train_sets=("embedded-train",), test_sets=("embedded-test",),
+                seeds=(0,), test_crop=128, validations=3, evidence=False, blocks=1),
+        Profile("cpu-first", "the first evidence, by the paper's rate in a hundredth of its updates; carries no "
+                "verdict any more", updates=2000, batch=8, patch=24, train_sets=CLASSIC, test_sets=BENCHMARKS[:3],
+                evidence=False),
+        Profile("recipe", "chooses rate and batch of the CPU profiles on validation images; no test image is seen",
+                updates=4000, batch=4, patch=24, train_sets=CLASSIC, test_sets=(), seeds=(100, 101), evidence=False,
+                rate=1e-3, schedule="cosine", blocks=1),
+        Profile("cpu", "one network in minutes on one CPU core", updates=4000, batch=4, patch=24, train_sets=CLASSIC,
+                test_sets=BENCHMARKS[:3], rate=1e-3, schedule="cosine", blocks=1),
+        Profile("cpu-long", "four times the updates of `cpu`", updates=16_000, batch=4, patch=24, train_sets=CLASSIC,
+                test_sets=BENCHMARKS[:3], rate=1e-3, schedule="cosine", blocks=1),
+        Profile("small", "the reduced-data reproduction on one GPU", updates=10_000, batch=16, patch=32,
+                train_sets=CLASSIC, test_sets=BENCHMARKS, rate=1e-3, schedule="cosine"),
+        Profile("paper", "the published budget", updates=200_000, batch=16, patch=48, train_sets=("DIV2K",),
+                test_sets=BENCHMARKS, validations=100, final_updates=1_000_000),
     )
 }
 

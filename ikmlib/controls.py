@@ -1,11 +1,11 @@
-"""Controls that need no training of their own: other attention at test time, and the gradient rules side by side.
+"""Controls: what the trained ones and those of test time say together, and the gradient rules side by side.
 
-The trained controls are `experiments.controls`. All of them together are compared with the vanilla network.
+The trained controls are `experiments.controls`, those of test time `test_time`.
 """
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,113 +13,62 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from . import config, study
+from . import study
 from .claims import seeds_in_words
 from .config import Profile
-from .data import crop_to_multiple, imresize, to_rgb, training_data
-from .evidence import claim, differences, draw_intervals, scores, with_seeds
-from .experiments import CONTROLS, UHDB, Variants
-from .files import write_csv
-from .layers import GRADIENTS, IKMConv2d, attending
-from .metrics import psnr_y
+from .data import training_data
+from .evidence import architecture_of, claim, contrasts, differences, draw_intervals, with_seeds
+from .experiments import CONTROLS, RB_CONTROLS, UHDB, Variants, planned
+from .layers import GRADIENTS, IKMConv2d
 from .models import SRNetwork
-from .report import MIN_SEEDS, SMALLEST
+from .stats import MIN_SEEDS, SMALLEST, Difference
 from .study import Run
-from .trainers import mae, super_resolve
-from .weights import trained_network
+from .test_time import TEST_TIME, test_time_scores
+from .trainers import mae
 
 BLOCKS = ("U-HDB", "RB")
-TEST_TIME = {"frozen": "IKM, frozen at test", "swapped": "IKM, swapped at test"}
-FROZEN_BATCHES = 32   # of the run's own training batches, over which attention is averaged
 GRADIENT_UPDATES = (0, 10, 50, 100, 200)
 
 
-# --- attention at test time -----------------------------------------------------------------------------------------
+# --- records ---------------------------------------------------------------------------------------------------------
 
 
-def _attention_of(model: SRNetwork, act: Callable[..., object], *args) -> dict[IKMConv2d, Tensor]:
-    """Attention of each layer during act(*args), mean over images; without layers whose attention is just a number."""
-    found: dict[IKMConv2d, Tensor] = {}
-
-    def watch(layer, own):
-        attention = own()
-        if isinstance(attention, Tensor):
-            found[layer] = attention.mean(0, keepdim=True)
-        return attention
-
-    with attending(model, watch), torch.no_grad():
-        act(*args)
-    return found
-
-
-def _replaced(given: Mapping[IKMConv2d, Tensor]) -> Callable:
-    return lambda layer, own: given[layer] if layer in given else own()
-
-
-def training_mean(model: SRNetwork, run: Run) -> dict[IKMConv2d, Tensor]:
-    """Attention of each layer, mean over FROZEN_BATCHES of the batches that the run was trained on."""
-    device = next(model.parameters()).device
-    sampler, _, _ = training_data(run.data, run.scale, run.patch, str(device))
-    batches = [_attention_of(model, model, sampler.batch(run.seed, u, run.batch)[0])
-               for u in range(min(FROZEN_BATCHES, run.updates))]
-    return {layer: torch.stack([batch[layer] for batch in batches]).mean(0) for layer in batches[0]}
-
-
-def test_time_scores(run: Run) -> pd.DataFrame | None:
-    """Scores of a finished IKM run on its test images with attention that is not the image's own: set, image, frozen,
-    swapped, psnr_y in dB.
-
-    frozen   the mean attention of training batches, for every image
-    swapped  that of the set's next image
-    Measured once and kept in the run's folder as `controls.csv`; None if it is neither there nor the weights at hand.
-    """
-    path = run.folder / "controls.csv"
-    if path.exists():
-        return pd.read_csv(path, dtype={"image": str})
-    model = trained_network(run)
-    if model is None:
-        return None
-    frozen, rows = training_mean(model, run), []
-    for set_name, images in study.test_images(config.get_profile(run.profile), run.data).items():
-        hrs = {name: crop_to_multiple(to_rgb(image), run.scale) for name, image in images.items()}
-        lrs = {name: imresize(hr, 1 / run.scale) for name, hr in hrs.items()}
-        following = dict(zip(lrs, [*list(lrs)[1:], next(iter(lrs))], strict=True))
-        for name, lr in tqdm(lrs.items(), f"other attention, {set_name}", leave=False, delay=2):
-            swapped = _attention_of(model, super_resolve, model, lrs[following[name]])
-            values = []
-            for given in (frozen, swapped):
-                with attending(model, _replaced(given)):
-                    values.append(psnr_y(super_resolve(model, lr), hrs[name], shave=run.scale))
-            rows.append((set_name, name, *values))
-    write_csv(path, pd.DataFrame(rows, columns=["set", "image", *TEST_TIME]))
-    return test_time_scores(run)
-
-
-def all_scores(done: Variants) -> pd.DataFrame:
-    """Scores of the trained controls, and of IKM with other attention at test time as further variants."""
-    frames = [scores(done)]
+def at_test(wanted: Variants) -> pd.DataFrame:
+    """Scores of IKM with other attention at test time, as variants "U-HDB IKM, frozen at test", ...: variant, seed,
+    set, image, psnr_y. Of the finished runs that have them."""
+    frames = [pd.DataFrame(columns=["variant", "seed", "set", "image", "psnr_y"])]
     for block in BLOCKS:
-        for run in done.get(f"{block} IKM", []):
-            other = test_time_scores(run)
+        for run in wanted.get(f"{block} IKM", []):
+            other = test_time_scores(run) if run.finished else None
             for column, name in TEST_TIME.items() if other is not None else ():
                 frames.append(other[["set", "image"]].assign(psnr_y=other[column], seed=run.seed,
                                                              variant=f"{block} {name}"))
-    return pd.concat(frames, ignore_index=True)
+    return pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]
 
 
 # --- questions and verdicts -----------------------------------------------------------------------------------------
 
 
+def _trained_in(block: str) -> tuple[str, ...]:
+    return tuple(CONTROLS) if block == "U-HDB" else RB_CONTROLS
+
+
 def questions(blocks: Sequence[str] = BLOCKS) -> dict[str, dict[str, float]]:
     """Every variant of each block against the block's vanilla network."""
-    others = [name for name in [*CONTROLS, *TEST_TIME.values()] if name != "none"]
-    return {f"{block} {name}": {f"{block} {name}": 1, f"{block} none": -1} for block in blocks for name in others}
+    return {f"{block} {name}": {f"{block} {name}": 1, f"{block} none": -1} for block in blocks
+            for name in (*_trained_in(block), *TEST_TIME.values()) if name != "none"}
 
 
 def own_attention_questions(blocks: Sequence[str] = BLOCKS) -> dict[str, dict[str, float]]:
     """IKM against the same network whose attention is not, or not only, the image's own."""
     return {f"{block}: IKM − {name}": {f"{block} IKM": 1, f"{block} {name}": -1}
             for block in blocks for name in ("constant 1.5", "shuffled", *TEST_TIME.values())}
+
+
+def answers(profile: Profile, asked: dict[str, dict[str, float]]) -> pd.DataFrame:
+    """`evidence.contrasts` of the controls; deviations over seeds are pooled within an architecture."""
+    wanted = planned(profile, "controls")
+    return contrasts(wanted, asked, family=architecture_of, at_test=at_test(wanted))
 
 
 def verdicts(table: pd.DataFrame, own: pd.DataFrame, profile: Profile) -> dict[str, dict[str, str | int]]:
@@ -133,10 +82,11 @@ def verdicts(table: pd.DataFrame, own: pd.DataFrame, profile: Profile) -> dict[s
             holds="Holds if IKM beats the same network trained with constant attention, trained with another image's "
                   "(tested with its own), and tested with frozen and swapped attention: whole 95 % intervals above 0.")
         found[f"E2, scale, {block}"] = claim(
-            differences(table, [f"{block} constant 1.5", f"{block} none, weights x 1.5"]), profile,
+            differences(table, [f"{block} {name}" for name in ("constant 1.5", "none, weights x 1.5")
+                                if name in _trained_in(block)]), profile,
             paper="not considered",
-            holds="Holds if re-scaled weights alone beat vanilla: the whole 95 % intervals of constant 1.5 and of an "
-                  "initialisation at 1.5 times, minus vanilla, lie above 0.")
+            holds="Holds if re-scaled weights alone beat vanilla: the whole 95 % intervals of constant 1.5 and (U-HDB) "
+                  "of an initialisation at 1.5 times, minus vanilla, lie above 0.")
     return found
 
 
@@ -144,8 +94,8 @@ def conclusion(own: pd.DataFrame) -> str:
     """In plain words, what each comparison of `own_attention_questions` says on these runs."""
     said = []
     for name, d in differences(own).items():
-        if d is None:
-            said.append(f"- {name}: not measured.")
+        if not isinstance(d, Difference):
+            said.append(f"- {name}: {d}.")
             continue
         what = ("too few seeds to tell" if d.seeds < MIN_SEEDS else
                 f"equal within {SMALLEST} dB" if -SMALLEST < d.low and d.high < SMALLEST else

@@ -6,17 +6,18 @@ questions, each a weighted sum of paired scores with an interval; `claim` says w
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
 from . import study
 from .claims import seeds_in_words
-from .config import Profile
-from .experiments import Variants
+from .config import PROFILES, Profile
+from .experiments import PARTS, Variants, complete, planned
 from .models import cost
-from .report import MIN_SEEDS, SMALLEST, Difference, contrast, judge, outcome
+from .stats import MIN_SEEDS, SMALLEST, UNTESTED, Difference, contrast, judge, outcomes, residual_deviation
+from .study import Run
 
 Weights = Mapping[str, float]
 
@@ -40,7 +41,7 @@ def _labelled(done: Variants, read) -> pd.DataFrame:
 
 
 def common_seeds(scores: pd.DataFrame) -> pd.DataFrame:
-    """Only the seeds that every trained variant has, so that no row is the mean of other seeds than its neighbour."""
+    """Only the seeds that every variant has, so that no row is the mean of other seeds than its neighbour."""
     trained = scores.groupby("variant").seed.agg(set)
     return scores[scores.seed.isin(set.intersection(*trained))] if len(trained) else scores
 
@@ -51,98 +52,149 @@ def shown_sets(scores: pd.DataFrame, wanted: Sequence[str]) -> list[str]:
     return [*wanted] if set(there) & set(wanted) or not there else [*wanted, *there]
 
 
-def summary(planned: Variants, done: Variants, sets: Sequence[str],
-            published: pd.DataFrame | None = None) -> pd.DataFrame:
-    """A row a variant: #Params (K) and #FLOPs (G) counted live at full size, PSNR and SSIM of each set, paper | ours.
+def runs_in_words(runs: Sequence[Run]) -> str:
+    """How much is finished: "3 of 5 runs"."""
+    return f"{sum(run.finished for run in runs)} of {len(runs)} runs" if runs else "not planned"
 
-    `published` (index: labels): the paper's numbers, in columns params_k, flops_g, <set>_psnr, <set>_ssim. Ours are
-    means over images, then over `common_seeds`, with the standard deviation over seeds.
+
+def summary(profile: Profile, part: str, sets: Sequence[str], published: pd.DataFrame | None = None) -> pd.DataFrame:
+    """A row a variant of a part: N as trained, #Params (K) and #FLOPs (G) counted live, PSNR and SSIM of each set,
+    paper | ours, and the runs finished.
+
+    `published` (index: labels): the paper's numbers, in columns params_k, flops_g, <set>_psnr, <set>_ssim; costs are
+    then counted on networks of the paper's size, whatever N was trained. Ours are
+    means over images, then over `common_seeds`, with the standard deviation over seeds, and stay empty until all
+    declared runs of the variant are finished.
     """
-    ours, rows = common_seeds(scores(done)), []
-    published = pd.DataFrame(index=list(planned)) if published is None else published
-    order = [label for label in published.index if label in planned]
-    for label, runs in ((label, planned[label]) for label in dict.fromkeys([*order, *planned])):
+    wanted, trained = planned(profile, part), PARTS[part][1](profile)
+    counted = trained if published is None else PARTS[part][1](PROFILES["paper"])
+    ours, rows = common_seeds(scores(complete(wanted))), []
+    published = pd.DataFrame(index=list(wanted)) if published is None else published
+    order = [label for label in published.index if label in wanted]
+    for label, runs in ((label, wanted[label]) for label in dict.fromkeys([*order, *wanted])):
         cells = {}   # quantity -> (ours, standard deviation over seeds)
-        params, multi_adds = cost(runs[0].arch, runs[0].scale)
+        params, multi_adds = cost(counted[label].arch, counted[label].scale)
         cells["params_k"], cells["flops_g"] = (params / 1e3, None), (multi_adds / 1e9, None)
         mine = ours[ours.variant == label]
         for name in shown_sets(ours, sets):
             for metric in ("psnr", "ssim"):
                 means = mine[mine["set"] == name].groupby("seed")[f"{metric}_y"].mean()
                 cells[f"{name}_{metric}"] = means.mean(), means.std()
-        row = {"variant": label}
+        row = {"variant": label, "N_trained": trained[label].arch.blocks}
         for quantity, (value, spread) in cells.items():
             if quantity in published:
                 row[f"{quantity}_paper"] = published[quantity].get(label)
             row[f"{quantity}_ours"] = value
             if spread is not None:
                 row[f"{quantity}_sd"] = spread
-        rows.append(row | {"seeds": mine.seed.nunique()})
+        rows.append(row | {"seeds": mine.seed.nunique(), "runs": runs_in_words(runs)})
     return pd.DataFrame(rows)
 
 
-def contrasts(done: Variants | pd.DataFrame, questions: Mapping[str, Weights],
-              published: Mapping[str, float] | None = None, *, sets: Sequence[str] = ()) -> pd.DataFrame:
+# --- comparisons ----------------------------------------------------------------------------------------------------
+
+
+def architecture_of(label: str) -> str:
+    """The family of Table III's and the controls' variants: "U-HDB IKM" -> "U-HDB"."""
+    return label.split()[0]
+
+
+def contrasts(wanted: Variants, questions: Mapping[str, Weights], published: Mapping[str, float] | None = None, *,
+              sets: Sequence[str] = (), family: Callable[[str], str] = lambda label: "",
+              at_test: pd.DataFrame | None = None) -> pd.DataFrame:
     """A row a question: what the weights make of the paper's numbers (`published`: label -> dB) and of our records.
 
-    Ours are paired over images and seeds; of all scored test sets, or of `sets` where they were scored. `done`: runs,
-    or per-image scores with a column `variant`.
+    `wanted`: the declared runs. A question is answered when all runs that it needs are finished: those of its variants
+    with the seeds that all of them have by declaration. Ours are paired over images and seeds, of all scored test sets,
+    or of `sets` where they were scored. Deviations over seeds are pooled over the complete variants of each `family`
+    (see `stats.residual_deviation`), except where a variant is of `at_test`: scores of trained networks tested
+    otherwise, in columns as `scores`, the label starting with that of the trained variant.
     """
-    ours, rows = done if isinstance(done, pd.DataFrame) else scores(done), []
-    published = {} if published is None else published
+    ours, rows, published = scores(complete_seeds(wanted)), [], {} if published is None else published
     if set(sets) & set(ours["set"]):
         ours = ours[ours["set"].isin(sets)]
+    whole = [label for label, runs in complete(wanted).items() if runs]
+    means = ours[ours.variant.isin(whole)].groupby(["variant", "seed"]).psnr_y.mean().unstack()
+    pooled = {name: residual_deviation(group) for name, group in means.groupby(means.index.map(family))} if len(means) \
+        else {}
     for name, weights in questions.items():
         theirs = sum(w * published.get(label, float("nan")) for label, w in weights.items())
-        d = contrast(ours, weights)
-        found = (None,) * 5 if d is None else (d.mean, d.low, d.high, d.images, d.seeds)
-        rows.append((name, theirs, *found))
-    table = pd.DataFrame(rows, columns=["contrast", "gain_db_paper", "gain_db_ours", "low_db", "high_db", "images",
-                                        "seeds"])
-    return table.astype({"images": "Int64", "seeds": "Int64"})
+        trained = [_trained(label, wanted) for label in weights]
+        seeds = set.intersection(*({run.seed for run in wanted.get(label, ())} for label in trained))
+        needed = list(dict.fromkeys(run for label in trained for run in wanted.get(label, ()) if run.seed in seeds))
+        d = None
+        if needed and all(run.finished for run in needed):
+            other = set(weights) - set(wanted)
+            table = ours if not other or at_test is None else pd.concat([ours, at_test])
+            deviation = None if other else pooled.get(family(next(iter(weights))))
+            d = contrast(table[table.seed.isin(seeds)], weights, deviation)
+        found = (None,) * 6 if d is None else (*d.interval, d.detectable, d.images, d.seeds)
+        errors = [item for error in (*(d.errors if d else ()), (None, None), (None, None)) for item in error][:4]
+        rows.append((name, theirs, *found, runs_in_words(needed), *errors))
+    table = pd.DataFrame(rows, columns=["contrast", "gain_db_paper", "gain_db_ours", "low_db", "high_db",
+                                        "detectable_db", "images", "seeds", "runs", "images_error_db",
+                                        "images_freedom", "seeds_error_db", "seeds_freedom"])
+    return table.astype({"images": "Int64", "seeds": "Int64"} | dict.fromkeys(
+        ["gain_db_ours", *table.columns[3:6], *table.columns[-4:]], float))
 
 
-def differences(table: pd.DataFrame, names: Sequence[str] | None = None) -> dict[str, Difference | None]:
-    """Rows of `contrasts` as what `judge` takes; all of them, or those named."""
+def complete_seeds(wanted: Variants) -> Variants:
+    """The finished runs of each variant."""
+    return {label: [run for run in runs if run.finished] for label, runs in wanted.items()}
+
+
+def _trained(label: str, wanted: Variants) -> str:
+    """The trained variant behind a label: itself, or "U-HDB IKM" of "U-HDB IKM, swapped at test"."""
+    return label if label in wanted else label.partition(",")[0]
+
+
+def differences(table: pd.DataFrame, names: Sequence[str] | None = None) -> dict[str, Difference | str]:
+    """Rows of `contrasts` as what `claim` takes; all of them, or those named. An unanswered one is what it waits for:
+    "6 of 10 runs"."""
     rows = table.set_index("contrast")
     rows = rows if names is None else rows.loc[list(names)]
-    return {name: None if pd.isna(row.gain_db_ours) else
-            Difference(row.gain_db_ours, row.low_db, row.high_db, int(row.seeds), int(row.images))
-            for name, row in rows.iterrows()}
+    found: dict[str, Difference | str] = {}
+    for name, row in rows.iterrows():
+        pairs = ((row.images_error_db, row.images_freedom), (row.seeds_error_db, row.seeds_freedom))
+        errors = tuple(pair for pair in pairs if pd.notna(pair[1]))
+        found[name] = row.runs if pd.isna(row.gain_db_ours) else Difference(
+            row.gain_db_ours, row.low_db, row.high_db, int(row.seeds), int(row.images), errors=errors)
+    return found
 
 
-def claim(found: Mapping[str, Difference | None], profile: Profile, *, paper: str, holds: str, margin: float = 0.0,
-          smallest: float = SMALLEST) -> dict[str, str | int]:
+def claim(found: Mapping[str, Difference | str], profile: Profile, *, paper: str, holds: str, margin: float = 0.0,
+          smallest: float = SMALLEST, correct: Callable[[Sequence[float]], Sequence[float]] = list,
+          ) -> dict[str, str | int]:
     """Keyword arguments of `Page.verdict` for a claim that all of `found` are better, or at least as good within
-    `margin` (see `report.judge`)."""
-    tested = {name: d for name, d in found.items() if d is not None}
-    outcomes = {name: outcome(d, margin, smallest) if d.seeds >= MIN_SEEDS else "too few seeds"
-                for name, d in tested.items()}
-    if not tested:
-        ours = "not trained"
-    elif len(found) <= 5:
-        ours = "; ".join(f"{name} {d} ({outcomes[name]})" if name in tested else f"{name} not trained"
+    `margin` (see `stats.outcomes`). What is a text instead of a difference waits for runs: the claim is not tested."""
+    tested = {name: d for name, d in found.items() if not isinstance(d, str)}
+    fewest = min((d.seeds for d in tested.values()), default=0) if len(tested) == len(found) else 0
+    said = dict(zip(tested, outcomes(list(tested.values()), margin=margin, smallest=smallest, correct=correct),
+                    strict=True))
+    if len(found) <= 5 or not tested:
+        ours = "; ".join(f"{name} {d} ({said[name]}; {d.detectable:.3f} could have been seen)" if name in tested and
+                         np.isfinite(d.detectable) else f"{name} {d}" + f" ({said[name]})" * (name in tested)
                          for name, d in found.items())
     else:
-        means = [d.mean for d in tested.values()]
-        counts = ", ".join(f"{n} {name}" for name, n in Counter(outcomes.values()).items())
-        ours = (f"{len(tested)} of {len(found)} comparisons trained, from {min(means):+.3f} to {max(means):+.3f} dB: "
-                f"{counts}")
-    fewest = min((0 if d is None else d.seeds for d in found.values()), default=0)
+        means, sizes = [d.mean for d in tested.values()], [d.detectable for d in tested.values()]
+        counts = ", ".join(f"{n} {name}" for name, n in Counter(said.values()).items())
+        ours = (f"{len(tested)} of {len(found)} comparisons complete, from {min(means):+.3f} to {max(means):+.3f} dB: "
+                f"{counts}; {max(sizes):.3f} dB could have been seen in any of them")
+    enough = profile.evidence and fewest >= MIN_SEEDS
     return {"paper": paper, "ours": ours, "seeds": fewest,
-            "verdict": judge(list(found.values()), margin=margin, smallest=smallest, evidence=profile.evidence),
-            "because": f"{holds} Fewest seeds of any comparison: {fewest} ({MIN_SEEDS} needed)."}
+            "verdict": judge(list(said.values())) if enough else UNTESTED,
+            "because": f"{holds} " + (f"Fewest seeds of any comparison: {fewest} ({MIN_SEEDS} needed)." if fewest else
+                                      "Some of the declared runs are not finished.")}
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
 
 
 def with_seeds(table: pd.DataFrame) -> list[str]:
-    """The contrasts' names; with the number of seeds where rows rest on different numbers: one seed's interval, of
-    images alone, is narrow for that reason."""
-    if table.seeds.dropna().nunique() < 2:
-        return list(table.contrast)
-    return [f"{row.contrast} ({'not trained' if pd.isna(row.seeds) else seeds_in_words(row.seeds)})"
+    """The contrasts' names; with the runs that are finished where some are not, and with the number of seeds where rows
+    rest on different numbers: one seed's interval, of images alone, is narrow for that reason."""
+    several = table.seeds.dropna().nunique() > 1
+    return [row.contrast + (f" ({row.runs})" if pd.isna(row.seeds) else f" ({seeds_in_words(row.seeds)})" * several)
             for row in table.itertuples()]
 
 

@@ -1,49 +1,81 @@
-"""What every artefact of the paper trains, and the queue: all of it, in the order in which the evidence is wanted.
+"""What every part of the study trains, and the plan: which of it, with how many seeds, in which order.
 
-An artefact's networks are its variants: a label, as its table prints it, -> that network's runs, one a seed. Artefacts
-share runs: U-HDN with IKM at x2 is trained once and serves six of them.
+A part's networks are its variants: a label, as its table prints it, -> the run with seed 0. PLAN says for which
+profiles and seeds they are trained. Parts share runs: U-HDB with IKM at x2 is trained once and serves many of them.
 """
 from __future__ import annotations
 
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 
 import numpy as np
 import pandas as pd
 import torch
 
-from . import recipe, study
+from . import config, recipe, study, weights
 from .config import PROFILES, Profile
 from .models import ARCHITECTURES, Architecture, SRNetwork, cost
 from .study import Run, found
+from .test_time import test_time_scores
 from .trainers import TrainingDiverged
 
-Variants = dict[str, list[Run]]
+Labelled = dict[str, Run]          # label -> the run with seed 0
+Variants = dict[str, list[Run]]    # label -> its runs, one a seed
 
 UHDN, UHDB = ARCHITECTURES["uhdn"], ARCHITECTURES["uhdb"]
 NAMES = {"rb": "RB", "db": "DB", "rdb": "RDB", "uhdb": "U-HDB", "none": "none", "ca": "CA", "sa": "SA", "ikm": "IKM"}
 
 
-def variants(profile: Profile, architectures: Mapping[str, Architecture], scale: int = 2) -> Variants:
-    """Runs of labelled architectures at a profile's budget, for each of its seeds."""
-    return {label: [Run.of(profile, arch, seed, scale) for seed in profile.seeds]
-            for label, arch in architectures.items()}
+def _at_budget(profile: Profile, architectures: Mapping[str, Architecture], scale: int = 2) -> Labelled:
+    """Runs of labelled architectures at a profile's budget."""
+    return {label: Run.of(profile, arch, 0, scale) for label, arch in architectures.items()}
 
 
-# --- the artefacts --------------------------------------------------------------------------------------------------
+def ablated(profile: Profile) -> Architecture:
+    """U-HDN as the profile's ablations train it: N = 4 blocks as in the paper, or fewer."""
+    return replace(UHDN, blocks=profile.blocks)
+
+
+# --- the parts ------------------------------------------------------------------------------------------------------
 
 
 TABLE3_BLOCKS = ("rb", "db", "rdb", "uhdb")
 TABLE3_ATTENTIONS = ("none", "ca", "sa", "ikm")
 
 
-def table3(profile: Profile) -> Variants:
+def table3(profile: Profile) -> Labelled:
     """The 4 x 4 grid of Table III: "U-HDB none", "U-HDB IKM", ...; vanilla and IKM first."""
-    return variants(profile, {
+    return _at_budget(profile, {
         f"{NAMES[block]} {NAMES[attention]}": replace(ARCHITECTURES[block], attention=attention)
         for attention in ("none", "ikm", "ca", "sa") for block in reversed(TABLE3_BLOCKS)})
+
+
+def _gain(profile: Profile) -> Labelled:
+    """Table III's vanilla and IKM columns."""
+    return {label: run for label, run in table3(profile).items() if label.endswith((" none", " IKM"))}
+
+
+def quarter(profile: Profile) -> Labelled:
+    """Table III's vanilla and IKM columns at a quarter of the updates: the lowest rung of the ladder of budgets."""
+    return {label: replace(run, updates=profile.updates // 4) for label, run in _gain(profile).items()}
+
+
+RATE_FACTORS = (0.5, 2.0)
+
+
+def rates(profile: Profile) -> Labelled:
+    """Table III's vanilla and IKM columns at half and at twice the rate: "U-HDB IKM, rate x 0.5", ..."""
+    return {f"{label}, rate x {factor:g}": replace(run, rate=factor * profile.rate)
+            for factor in RATE_FACTORS for label, run in _gain(profile).items()}
+
+
+def again(profile: Profile) -> Labelled:
+    """U-HDB without and with IKM, trained a second time with the images of every batch in reverse order: the same
+    mathematics in another order of summation."""
+    return {label: replace(run, reverse=True) for label, run in _gain(profile).items() if label.startswith("U-HDB")}
 
 
 CONTROLS: dict[str, dict] = {
@@ -53,127 +85,232 @@ CONTROLS: dict[str, dict] = {
     "autograd": {"gradient": "autograd"}, "GO": {"gradient": "go"},
     "none, weights x 1.5": {"attention": "none", "gain": 1.5},
 }
+RB_CONTROLS = ("none", "IKM", "constant 1.5", "shuffled")   # in RB no more than these
 
 
-def controls(profile: Profile) -> Variants:
+def controls(profile: Profile) -> Labelled:
     """What could explain IKM's gain without its explanation, on U-HDB and RB: "U-HDB shuffled", ...; see CONTROLS."""
-    return variants(profile, {f"{NAMES[block]} {label}": replace(ARCHITECTURES[block], **changes)
-                              for block in ("uhdb", "rb") for label, changes in CONTROLS.items()})
+    return _at_budget(profile, {f"{NAMES[block]} {label}": replace(ARCHITECTURES[block], **changes)
+                                for block in ("uhdb", "rb") for label, changes in CONTROLS.items()
+                                if block == "uhdb" or label in RB_CONTROLS})
 
 
-FIG10_BATCHES = (8, 32, 1, 16, 4, 2)   # the first two decide most
 FIG10_RULES = {"IsO": "iso", "GO": "go", "autograd": "autograd"}
+FIG10_BUDGETS = ("equal updates", "equal patches")
 
 
-def fig10(profile: Profile) -> Variants:
-    """U-HDB under three gradient rules and six batch sizes: "GO, batch 32, equal updates" and "..., equal patches".
-
-    Equal updates: the profile's number of them. Equal patches: its updates times its batch size, in whole updates.
-    """
-    found = {}
-    for batch in FIG10_BATCHES:
-        for rule, gradient in FIG10_RULES.items():
-            runs = [replace(run, batch=batch) for run in variants(profile, {"": replace(UHDB, gradient=gradient)})[""]]
-            found[f"{rule}, batch {batch}, equal updates"] = runs
-            updates = max(1, round(profile.updates * profile.batch / batch))
-            found[f"{rule}, batch {batch}, equal patches"] = [replace(run, updates=updates) for run in runs]
-    return found
+def fig10_batches(profile: Profile) -> tuple[int, int, int]:
+    """A quarter of the profile's batch, the batch, and four times it."""
+    return profile.batch // 4, profile.batch, profile.batch * 4
 
 
-def table5(profile: Profile) -> Variants:
+def fig10_setting(profile: Profile, batch: int, budget: str) -> str:
+    """"batch 16, equal patches"; at the profile's own batch the budgets are one: "batch 4"."""
+    return f"batch {batch}" + (f", {budget}" if batch != profile.batch else "")
+
+
+def fig10(profile: Profile) -> Labelled:
+    """U-HDB under the gradient rules and batch sizes, at the profile's updates, or at as many patches as it shows in
+    them; autograd at the profile's batch only."""
+    runs = {}
+    for batch in sorted(fig10_batches(profile), key=lambda b: b != profile.batch):   # the profile's own first
+        for budget in FIG10_BUDGETS:
+            updates = profile.updates if budget == "equal updates" else profile.updates * profile.batch // batch
+            for rule, gradient in FIG10_RULES.items():
+                if rule != "autograd" or batch == profile.batch:
+                    run = Run.of(profile, replace(UHDB, gradient=gradient), 0)
+                    label = f"{rule}, {fig10_setting(profile, batch, budget)}"
+                    runs[label] = replace(run, batch=batch, updates=updates)
+    return runs
+
+
+def table5(profile: Profile) -> Labelled:
     """U-style residual learning x hourglass depths; without the U it is a chain of dense units."""
-    flat = (5,) * len(UHDN.depths)
-    return variants(profile, {
-        "U-style + hourglass": UHDN, "hourglass": replace(UHDN, block="db"),
-        "U-style": replace(UHDN, depths=flat), "neither": replace(UHDN, block="db", depths=flat)})
+    both, flat = ablated(profile), (5,) * len(UHDN.depths)
+    return _at_budget(profile, {
+        "U-style + hourglass": both, "hourglass": replace(both, block="db"),
+        "U-style": replace(both, depths=flat), "neither": replace(both, block="db", depths=flat)})
 
 
 TABLE4_FIELDS = {(3, 1): 3, (3, 2): 5, (5, 1): 5, (3, 3): 7, (5, 2): 9}   # (k, dilation) -> R = (k - 1) dilation + 1
 
 
-def table4(profile: Profile) -> Variants:
+def table4(profile: Profile) -> Labelled:
     """Kernel size x dilation, with and without IKM: "k=5 D=2 IKM", "k=5 D=2 none"."""
-    return variants(profile, {
+    return _at_budget(profile, {
         f"k={kernel} D={dilation} {NAMES[attention]}":
-            replace(UHDN, kernel=kernel, dilation=dilation, attention=attention)
+            replace(ablated(profile), kernel=kernel, dilation=dilation, attention=attention)
         for kernel, dilation in ((3, 1), (5, 2), (5, 1), (3, 3), (3, 2)) for attention in ("ikm", "none")})
 
 
 FIG9_THRESHOLDS: tuple[float | str, ...] = (0.0, "median", "mean", 0.1, -0.1, 0.5, -0.5)
 
 
-def fig9(profile: Profile) -> Variants:
+def fig9(profile: Profile) -> Labelled:
     """Thresholds of the principal information: numbers, and the mean or median of each channel of each image."""
-    return variants(profile, {f"tau = {tau}": replace(UHDN, tau=tau) for tau in FIG9_THRESHOLDS})
+    return _at_budget(profile, {f"tau = {tau}": replace(ablated(profile), tau=tau) for tau in FIG9_THRESHOLDS})
 
 
-def fig11(profile: Profile) -> Variants:
+def fig11(profile: Profile) -> Labelled:
     """U-HDN and three other orders of about the same depths."""
     depths = {"U-HDN": UHDN.depths, "V1": (4, 5, 6, 6, 5, 4), "V2": (4, 4, 4, 5, 6, 7), "V3": (7, 6, 5, 4, 4, 4)}
-    return variants(profile, {label: replace(UHDN, depths=d) for label, d in depths.items()})
+    return _at_budget(profile, {label: replace(ablated(profile), depths=d) for label, d in depths.items()})
 
 
-def table1(profile: Profile) -> Variants:
+def fig8_sizes(profile: Profile) -> dict[str, dict[str, Architecture]]:
+    """The sweeps of Fig. 8, each alone around the profile's network: N blocks, U dense units, C channels."""
+    base = ablated(profile)
+    return {
+        "N": {f"N={n}": replace(base, blocks=n) for n in ((1, 2, 4, 8) if base.blocks > 1 else (1, 2, 4))},
+        "U": {f"U={len(d)}": replace(base, depths=d) for d in ((6, 6), (6, 5, 5, 6), UHDN.depths)},
+        "C": {f"C={c}": replace(base, channels=c) for c in (32, 64, 96)},
+    }
+
+
+def fig8(profile: Profile) -> Labelled:
+    """Model size: all networks of `fig8_sizes`."""
+    return _at_budget(profile, {label: arch for sweep in fig8_sizes(profile).values() for label, arch in sweep.items()})
+
+
+def table1(profile: Profile) -> Labelled:
     """U-HDN with IKM at every scale, "x2", "x4", "x3", each from its own random initialisation."""
-    return {f"x{scale}": _final(profile, variants(profile, {"": UHDN}, scale)[""]) for scale in (2, 4, 3)}
+    return {f"x{scale}": _final(profile, Run.of(profile, UHDN, 0, scale)) for scale in (2, 4, 3)}
 
 
-FIG8_SIZES = {
-    "N": {f"N={n}": replace(UHDN, blocks=n) for n in (1, 2, 4, 8)},
-    "U": {f"U={len(d)}": replace(UHDN, depths=d) for d in ((6, 6), (6, 5, 5, 6), UHDN.depths)},
-    "C": {f"C={c}": replace(UHDN, channels=c) for c in (32, 64, 96)},
-}
-
-
-def fig8(profile: Profile) -> Variants:
-    """Model size: number of blocks N, of dense units U, of channels C, each alone around U-HDN."""
-    return variants(profile, {label: arch for sweep in FIG8_SIZES.values() for label, arch in sweep.items()})
-
-
-def table2(profile: Profile) -> Variants:
+def table2(profile: Profile) -> Labelled:
     """The large network beside the lightweight one, x2."""
-    return {label: _final(profile, runs) for label, runs in variants(
+    return {label: _final(profile, run) for label, run in _at_budget(
         profile, {"U-HDN+IKM": UHDN, "U-HDNL+IKM": ARCHITECTURES["uhdn_l"]}).items()}
 
 
-def _final(profile: Profile, runs: list[Run]) -> list[Run]:
-    """Runs of the final models of Tables I and II, which the paper trains longer than its ablations."""
-    return [replace(run, updates=profile.final_updates or profile.updates) for run in runs]
+def _final(profile: Profile, run: Run) -> Run:
+    """A run of the final models of Tables I and II, which the paper trains longer than its ablations."""
+    return replace(run, updates=profile.final_updates or profile.updates)
 
 
-def fig5(profile: Profile) -> Variants:
+def fig5(profile: Profile) -> Labelled:
     """The network of Table III whose attention maps Figs. 5 and 6 are told with."""
     return {"U-HDB IKM": table3(profile)["U-HDB IKM"]}
 
 
-# Notebook -> its variants, in order of priority.
-QUEUE: dict[str, Callable[[Profile], Variants]] = {
-    "04_table3_attention": table3, "12_controls": controls, "09_fig10_iso_vs_go": fig10, "06_table5_ablation": table5,
-    "05_table4_receptive_field": table4, "08_fig9_threshold": fig9, "10_fig11_hourglass": fig11,
-    "02_table1_lightweight": table1, "07_fig8_model_size": fig8, "03_table2_high_fidelity": table2,
-    "11_fig5_6_attention_maps": fig5,
+# Part -> the notebook that shows it, and its variants.
+PARTS: dict[str, tuple[str, Callable[[Profile], Labelled]]] = {
+    "table3": ("04_table3_attention", table3), "controls": ("12_controls", controls),
+    "quarter": ("04_table3_attention", quarter), "table5": ("06_table5_ablation", table5),
+    "fig10": ("09_fig10_iso_vs_go", fig10), "table4": ("05_table4_receptive_field", table4),
+    "fig9": ("08_fig9_threshold", fig9), "fig11": ("10_fig11_hourglass", fig11),
+    "rates": ("04_table3_attention", rates), "again": ("99_report", again), "table1": ("02_table1_lightweight", table1),
+    "table2": ("03_table2_high_fidelity", table2), "fig8": ("07_fig8_model_size", fig8),
+    "fig5": ("11_fig5_6_attention_maps", fig5),
 }
+NOTEBOOKS = tuple(dict.fromkeys(notebook for notebook, _ in PARTS.values()))
 
 
-# --- the queue ------------------------------------------------------------------------------------------------------
+# --- the plan -------------------------------------------------------------------------------------------------------
 
 
-def in_order(wanted: Variants) -> list[Run]:
-    """The runs, each once: first all of the first seed, so that a whole artefact is complete early."""
-    seeds = dict.fromkeys(run.seed for runs in wanted.values() for run in runs)
-    return list(dict.fromkeys(found(run) for seed in seeds for runs in wanted.values() for run in runs
-                              if run.seed == seed))
+@dataclass(frozen=True)
+class Row:
+    """A line of the plan: those of a part's variants whose labels match one of the patterns are trained with these
+    seeds."""
+
+    stage: str
+    profile: str
+    part: str
+    seeds: tuple[int, ...]
+    only: tuple[str, ...] = ("*",)
+
+    @property
+    def notebook(self) -> str:
+        return PARTS[self.part][0]
+
+    def variants(self) -> Labelled:
+        """The part's variants that this line is about."""
+        return {label: run for label, run in PARTS[self.part][1](PROFILES[self.profile]).items()
+                if any(fnmatchcase(label, pattern) for pattern in self.only)}
+
+    def runs(self, seed: int) -> list[Run]:
+        """The line's runs of one seed; none if it is not the line's."""
+        return [replace(run, seed=seed) for run in self.variants().values()] if seed in self.seeds else []
 
 
-def queue(profile: Profile, only: Iterable[str] = ()) -> list[Run]:
-    """Runs of the chosen artefacts (all, if none is named) in priority order, each once. Unknown ones: ValueError."""
-    meant = {wanted: {name for name in QUEUE if wanted in (name, name[:2])} for wanted in only}
+THREE, MORE, ONE = (0, 1, 2), (3, 4), (0,)
+GAIN, SCALE_OR_CONTEXT = ("* none", "* IKM"), ("U-HDB constant 1.5", "U-HDB shuffled")
+# Stages A to E in order of priority; of a stage all lines' first seed first, then the next. Declared before the runs.
+PLAN = (
+    Row("A", "cpu", "table3", THREE), Row("A", "cpu", "controls", THREE), Row("A", "cpu", "quarter", THREE),
+    Row("A", "cpu", "table5", THREE), Row("A", "cpu", "fig10", THREE), Row("A", "cpu", "table4", THREE),
+    Row("A", "cpu", "fig9", THREE), Row("A", "cpu", "fig11", THREE), Row("A", "cpu", "fig5", THREE),
+    Row("A", "cpu", "rates", ONE), Row("A", "cpu", "again", ONE),
+    Row("B", "cpu-long", "table3", THREE, GAIN), Row("B", "cpu-long", "controls", THREE, (*GAIN, *SCALE_OR_CONTEXT)),
+    Row("B", "cpu-long", "table1", ONE, ("x2",)), Row("B", "cpu-long", "table2", ONE, ("U-HDN+IKM",)),
+    Row("C", "cpu", "fig8", THREE),
+    Row("D", "cpu", "table3", MORE, GAIN),
+    Row("D", "cpu", "controls", MORE, ("U-HDB none", "U-HDB IKM", *SCALE_OR_CONTEXT)),
+    Row("D", "cpu-long", "table3", MORE, GAIN),
+    Row("D", "cpu-long", "controls", MORE, ("U-HDB none", "U-HDB IKM", *SCALE_OR_CONTEXT)),
+    Row("D", "cpu-long", "table1", ONE, ("x4", "x3")),
+    Row("E", "cpu-long", "table5", THREE), Row("E", "cpu-long", "fig11", THREE),
+    *(Row("smoke", "smoke", part, ONE) for part in PARTS),
+    *(Row(name, name, part, THREE) for name in ("small", "paper") for part in PARTS),
+)
+
+
+def planned(profile: Profile, part: str) -> Variants:
+    """The declared runs of a part at a profile: label -> runs, one a seed; an empty list where none is planned."""
+    seeds: dict[str, list[int]] = {label: [] for label in PARTS[part][1](profile)}
+    for row in PLAN:
+        if (row.profile, row.part) == (profile.name, part):
+            for label in row.variants():
+                seeds[label] += [seed for seed in row.seeds if seed not in seeds[label]]
+    return {label: [replace(run, seed=seed) for seed in seeds[label]]
+            for label, run in PARTS[part][1](profile).items()}
+
+
+def complete(variants: Variants) -> Variants:
+    """The same with an empty list for every variant of whose runs some are not finished."""
+    return {label: runs if all(run.finished for run in runs) else [] for label, runs in variants.items()}
+
+
+def _rows(profile: Profile | None, only: Iterable[str]) -> list[Row]:
+    """Lines of the plan for a profile (None: for the stages A to E) and notebooks, all if none is named. Unknown ones:
+    ValueError."""
+    meant = {wanted: {name for name in NOTEBOOKS if wanted in (name, name[:2])} for wanted in only}
     if unknown := [wanted for wanted, names in meant.items() if not names]:
-        raise ValueError(f"no runs are known for {', '.join(unknown)}; allowed: {', '.join(QUEUE)}")
+        raise ValueError(f"no runs are known for {', '.join(unknown)}; allowed: {', '.join(NOTEBOOKS)}")
+    chosen = set().union(*meant.values()) if meant else NOTEBOOKS
+    return [row for row in PLAN if row.notebook in chosen
+            and (row.profile == profile.name if profile else len(row.stage) == 1)]
+
+
+def queue(profile: Profile | None, only: Iterable[str] = ()) -> list[Run]:
+    """Runs of the plan in its order, each once: stage by stage, seed by seed, line by line. `profile` None: of all
+    stages A to E; `only`: see `_rows`."""
     if profile == PROFILES["recipe"]:
         return recipe.wanted()
-    chosen = set().union(*meant.values()) if meant else QUEUE
-    return list(dict.fromkeys(run for name in QUEUE if name in chosen for run in in_order(QUEUE[name](profile))))
+    rows = _rows(profile, only)
+    return list(dict.fromkeys(
+        found(run) for stage in dict.fromkeys(row.stage for row in rows)
+        for seed in range(5) for row in rows if row.stage == stage for run in row.runs(seed)))
+
+
+# --- training it ----------------------------------------------------------------------------------------------------
+
+
+def keep(run: Run) -> None:
+    """What later notebooks need of a finished run whose weights are at hand: test-time controls of U-HDB and RB with
+    IKM; and exported weights of what notebook 11 reads and of U-HDB without and with IKM at `cpu-long`."""
+    profile = PROFILES[run.profile]
+    if not profile.evidence or run != Run.of(profile, run.arch, run.seed) or not (run.folder / "weights.pt").exists():
+        return
+    with study.lock(run) as mine:
+        if not mine or not run.finished:
+            return
+        if run.arch in (UHDB, ARCHITECTURES["rb"]):
+            test_time_scores(run)
+        if run in planned(profile, "fig5")["U-HDB IKM"] or (
+                profile.name == "cpu-long" and run.arch in (UHDB, replace(UHDB, attention="none"))):
+            weights.export(run.folder)
 
 
 def ensure(wanted: Variants, *, train_missing: bool = True) -> Variants:
@@ -182,16 +319,18 @@ def ensure(wanted: Variants, *, train_missing: bool = True) -> Variants:
     A run that diverges is warned about and left out.
     """
     done = set()
-    for run in in_order(wanted):
+    for run in (found(run) for runs in wanted.values() for run in runs):
         try:
             if run.finished or train_missing and study.train(run):
+                keep(run)
                 done.add(run)
         except TrainingDiverged as error:
             warnings.warn(str(error), stacklevel=2)
     return {label: [run for run in map(found, runs) if run in done] for label, runs in wanted.items()}
 
 
-def work(profile: Profile, *, only: Iterable[str] = (), time_limit: float | None = None, show: bool = True) -> int:
+def work(profile: Profile | None, *, only: Iterable[str] = (), time_limit: float | None = None,
+         show: bool = True) -> int:
     """Train the queue's unfinished runs in order, until done or `time_limit` seconds have passed; number of diverged.
 
     Several processes may work at once: each takes the first run that no other has.
@@ -202,7 +341,8 @@ def work(profile: Profile, *, only: Iterable[str] = (), time_limit: float | None
         if deadline is not None and time.monotonic() >= deadline:
             break
         try:
-            study.train(run, deadline=deadline, show=show)
+            if study.train(run, deadline=deadline, show=show):
+                keep(run)
         except TrainingDiverged as error:
             print(error, flush=True)
             diverged += 1
@@ -229,28 +369,40 @@ def _measured_pace() -> float:
     return (time.monotonic() - start) / 3 / (cost(UHDB, 2)[1] * 4 * batch * patch ** 2)
 
 
-def status(profile: Profile) -> pd.DataFrame:
-    """The queue: artefact, run, state (finished | in progress | missing), updates done, seconds trained, hours left.
+def _pace(names: Iterable[str]) -> float:
+    """Seconds for a unit of work: the median of the profiles' runs that were finished on this kind of device, whatever
+    else it did meanwhile; where there are none, measured now."""
+    device, paces = study.device_name(study.default_device()).split(",")[0], []
+    for name in names:
+        for row in study.all_records(PROFILES[name]).itertuples():
+            if row.device.startswith(device):
+                run = Run.from_record(study.read_record(config.results_root() / name / "runs" / row.id))
+                paces.append(row.train_seconds / _work_of(run))
+    return float(np.median(paces)) if paces else _measured_pace()
 
-    Hours left are an estimate: a run in progress keeps its pace; a missing one takes as long for its multiply-adds as
-    the profile's runs that were finished on this kind of device did, or as a few passes measured now. Runs trained at
-    once share the machine: divide by how many there are.
+
+def status(profile: Profile | None = None) -> pd.DataFrame:
+    """The plan, a row a line: stage, profile, notebook, part, N (blocks), seeds, runs, finished, hours_left.
+
+    A run that several lines share counts in the first of them. Hours left are an estimate for one run at a time: a run
+    in progress keeps its pace, a missing one takes as long for its multiply-adds as finished ones did (`_pace`).
+    `profile` None: the stages A to E.
     """
-    rows = {}
-    for artefact, wanted in QUEUE.items():
-        for run in in_order(wanted(profile)):
-            if run not in rows:
-                rows[run] = artefact, run.id, *study.state(run)
-    table = pd.DataFrame(rows.values(), columns=["artefact", "run", "state", "updates", "seconds"])
-    records, device = study.all_records(profile), study.device_name(study.default_device()).split(",")[0]
-    here = set(records[records.device.str.startswith(device)].id) if len(records) else set()
-    paces = [row[4] / _work_of(run) for run, row in rows.items() if run.id in here]
-    pace = float(np.median(paces)) if paces else _measured_pace()
-    table["hours_left"] = [_seconds_left(run, *row[2:], pace) / 3600 for run, row in rows.items()]
-    return table
+    rows, seen, lines = [], set(), _rows(profile, ())
+    pace = _pace(dict.fromkeys(row.profile for row in lines))
+    for row in lines:
+        runs = [run for seed in row.seeds for run in map(found, row.runs(seed)) if run not in seen]
+        seen.update(runs)
+        rows.append((row.stage, row.profile, row.notebook, row.part,
+                     "-".join(map(str, sorted({run.arch.blocks for run in row.variants().values()}))),
+                     " ".join(map(str, row.seeds)), len(runs), sum(run.finished for run in runs),
+                     sum(_seconds_left(run, pace) for run in runs) / 3600))
+    return pd.DataFrame(rows, columns=["stage", "profile", "notebook", "part", "N", "seeds", "runs", "finished",
+                                       "hours_left"])
 
 
-def _seconds_left(run: Run, state: str, updates: int, seconds: float, pace: float) -> float:
+def _seconds_left(run: Run, pace: float) -> float:
+    state, updates, seconds = study.state(run)
     if state == "in progress" and updates:
         return seconds * (run.updates - updates) / updates
     return 0.0 if state == "finished" else _work_of(run) * pace

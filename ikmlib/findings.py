@@ -13,13 +13,12 @@ from typing import NamedTuple
 import pandas as pd
 
 from . import artefacts, config, evidence, experiments
-from .claims import UNTESTED
 from .config import Profile
 from .experiments import Variants
 from .layers import attention_range
 from .models import ARCHITECTURES
 from .protocol import cost_columns, cost_table, rounding_cost, rounds_to
-from .report import SMALLEST
+from .stats import SMALLEST, UNTESTED
 from .study import psnr_by_image
 
 FIG2 = (0.63, 1.32)   # least and largest attention that the paper's Fig. 2 shows
@@ -299,9 +298,10 @@ def errors_found(profile: Profile, traps: pd.DataFrame, cells: pd.DataFrame, oth
     """
     rows = [*_trap_errors(traps), *_cost_errors(cells, others)]
     question = {"U-HDB: IKM − none": {"U-HDB IKM": 1, "U-HDB none": -1}}
-    runs = {label: [run for run in runs if run.finished] for label, runs in experiments.table3(profile).items()}
-    pooled = evidence.contrasts(runs, question).iloc[0]
-    for five in evidence.contrasts(runs, question, sets=["Set5"]).query("images == 5").itertuples():
+    runs = experiments.planned(profile, "table3")
+    pooled = evidence.contrasts(runs, question, family=evidence.architecture_of).iloc[0]
+    for five in evidence.contrasts(runs, question, sets=["Set5"], family=evidence.architecture_of).query(
+            "images == 5").itertuples():
         rows.append(("gains of 0.05 to 0.09 dB are read off five images, without a spread", "Tables III and V, Set5",
                      f"width of the 95 % interval of U-HDB: IKM − none, {five.seeds} seeds: "
                      f"{five.high_db - five.low_db:.3f} dB on Set5, {pooled.high_db - pooled.low_db:.3f} dB on all "

@@ -7,6 +7,7 @@ Letters as in `layers`; also S networks (seeds), U dense units, Q parts of an im
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -22,9 +23,9 @@ from .evidence import claim
 from .layers import attending
 from .metrics import luma, psnr_y
 from .models import DenseUnit, SRNetwork
-from .report import Difference, half_width, paired_interval
+from .stats import Difference, half_width, paired, standard_error
 from .study import Run
-from .trainers import restored, super_resolve
+from .trainers import pairs, restored, super_resolve
 from .weights import trained_network
 
 # The shapes that the paper names, and the vertical twin of the second as a control. "Horizontal" as everywhere in
@@ -213,17 +214,17 @@ def shape_table(measured: Mapping[str, Attention]) -> pd.DataFrame:
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> Difference:
     """Spearman's correlation over images of x (B,) and y (S, B), B > 2, mean over seeds, and its 95 % interval.
 
-    The interval is made as that of `report.paired_interval`; the standard error over images is the jackknife's.
+    The interval is made as that of `stats.paired`; the standard error over images is the jackknife's.
     """
     from scipy.stats import spearmanr
 
     (seeds, images), kept = y.shape, ~np.eye(y.shape[1], dtype=bool)
     of_seed = np.array([spearmanr(x, row).statistic for row in y])
     without = np.array([np.mean([spearmanr(x[k], row[k]).statistic for row in y]) for k in kept])   # each image
-    half = half_width((of_seed.std(ddof=1) / seeds ** 0.5 if seeds > 1 else 0.0, seeds),
-                      (without.std() * (images - 1) ** 0.5, images))
-    mean = of_seed.mean()
-    return Difference(float(mean), float(mean - half), float(mean + half), seeds, images, "rank correlation")
+    over_seeds = (standard_error(of_seed),) if seeds > 1 else ()
+    errors = ((float(without.std() * (images - 1) ** 0.5), images - 1), *over_seeds)
+    mean, half = float(of_seed.mean()), half_width(errors)
+    return Difference(mean, mean - half, mean + half, seeds, images, "rank correlation", errors)
 
 
 def paired_shapes(attention: Attention) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -242,11 +243,11 @@ def paired_shapes(attention: Attention) -> dict[str, tuple[np.ndarray, np.ndarra
 def questions(attention: Attention) -> dict[str, Difference]:
     """What the rule for C10 asks, and the same of the vertical Prewitt, which the paper does not name."""
     ratios = image_ratios(attention.whole).mean(2)
-    shares = (max(r, 0) / (1 + max(r, 0)) - LEAST_SPECIFIC for r in paired_interval(ratios))
+    shares = (max(r, 0) / (1 + max(r, 0)) - LEAST_SPECIFIC for r in paired(ratios).interval)
     found = {f"variance between images, less {LEAST_SPECIFIC:g}:":
              Difference(*shares, *ratios.shape, "of the variance")}
     for shape, (bright, share) in paired_shapes(attention).items():
-        found[f"{shape}, less 1/8:"] = Difference(*paired_interval(share - CHANCE), *share.shape, "of the energy")
+        found[f"{shape}, less 1/8:"] = replace(paired(share - CHANCE), unit="of the energy")
         found[f"{shape} as in the image:"] = rank_correlation(bright, share)
     return found
 
@@ -261,7 +262,7 @@ def question_table(measured: Mapping[str, Attention]) -> pd.DataFrame:
 def c10(measured: Mapping[str, Attention], profile: Profile) -> dict[str, str]:
     """C10, for `Page.verdict`: attention differs between images, has the shapes that the paper names, and has each
     where the image's composition has it."""
-    found: dict[str, Difference | None] = {"attention": None}
+    found: dict[str, Difference | str] = {"attention": "no weights of a finished run are at hand"}
     if measured:
         found = {name: d for name, d in questions(measured["trained"]).items() if not name.startswith("vertical")}
     words = claim(found, profile, paper="an image composed around its centre gets an isotropic Laplace, one with "
@@ -269,7 +270,7 @@ def c10(measured: Mapping[str, Attention], profile: Profile) -> dict[str, str]:
                   holds="Each of the five holds if its whole 95 % interval lies above 0, and fails if it lies below "
                         f"{LEAST:g}; means over the dense units.", smallest=LEAST)
     if not measured:
-        return {**words, "ours": "no weights of a finished run are at hand"}
+        return words
     icc = variance_table(measured).set_index(["network", "unit"]).icc["trained", "all"]
     return {**words, "ours": f"{words['ours']}; intraclass correlation of an image's quarters {icc:.2f}"}
 
@@ -325,7 +326,7 @@ def figure_pictures(model: SRNetwork, whole: np.ndarray, units: Sequence[int] = 
     chosen = np.array(units)[:, None] - 1
     varying = np.argsort(-whole.var(0).mean((-2, -1)), 1)[chosen[:, 0], :2]
     hr_images = {name: image for names in map(datasets.load, DRAWN) for name, image in names.items()}
-    drawn = list(restored(model, hr_images, model.scale))
+    drawn = list(restored(model, pairs(hr_images, model.scale)))
     attention = np.stack([unit_attention(model, imresize(hr, 1 / model.scale)) for _, _, hr in drawn])
     means, single = attention[:, chosen[:, 0], None].mean(3), attention[:, chosen, varying]
     maps = np.concatenate([means, single], 2).swapaxes(1, 2)   # (pictures, 3, units, 3, 3)
@@ -370,7 +371,7 @@ def figure_shares(measured: Mapping[str, Attention]):
     for i, shape in enumerate(SHAPES):
         for name, face in (("untrained", "none"), ("trained", f"C{i}")):
             shares = own_shapes(measured[name].whole)[..., i]
-            mean, low, high = np.array([paired_interval(shares[:, :, u]) for u in range(len(units))]).T
+            mean, low, high = np.array([paired(shares[:, :, u]).interval for u in range(len(units))]).T
             x = units + 0.26 * (i - 1) + (0.05 if name == "untrained" else -0.05)
             right.errorbar(x, mean, [mean - low, high - mean], fmt="os^"[i], color=f"C{i}", mfc=face, capsize=3, ms=6,
                            alpha=1 if name == "trained" else 0.6, label=shape if name == "trained" else None)

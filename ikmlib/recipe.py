@@ -71,7 +71,7 @@ def wanted() -> list[Run]:
 
 
 def table() -> pd.DataFrame:
-    """The search: rate, updates, batch, seed, psnr_none, psnr_ikm, psnr_mean (dB), chosen. Unfinished steps have NaN."""
+    """The search: rate, updates, batch, seed, psnr_none, psnr_ikm, psnr_mean (dB), chosen. NaN: not finished."""
     rows = []
     for candidate, seed in steps():
         psnr = validation_psnr(candidate, seed) or {}

@@ -1,4 +1,4 @@
-"""From records to what people read: notebooks' pages, paired statistics, the verdict rule, REPORT.md and report.html.
+"""From records to what people read: notebooks' pages, REPORT.md and report.html.
 
 A notebook opens a `Page`; its tables, figures and verdicts become files under `results/<profile>/`, listed in
 `pages/<notebook>.json`. The report is assembled from these files alone, so it can never show a number that no run left.
@@ -11,7 +11,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,102 +19,15 @@ import numpy as np
 import pandas as pd
 
 from . import claims, config, experiments, study
-from .claims import UNTESTED, VERDICTS
 from .config import Profile
 from .files import write_bytes, write_csv, write_text
+from .stats import MIN_SEEDS, SMALLEST, UNTESTED, VERDICTS
 
 # Decimals shown, by a word in the column's name
 DIGITS = (("ssim", 4), ("psnr", 2), ("db", 3), ("_k_", 1), ("_g_", 1))
-# Fewer say too little of the spread between trainings: no verdict
-MIN_SEEDS = 3
-# dB: what is below is not worth a claim; half the smallest difference that the paper interprets
-SMALLEST = 0.02
 # What the top-level report shows, in order of interest, as far as it is there
 KEY_FIGURES = ("table3_contrasts", "controls_order", "fig10_batches", "table4_gain", "fig1_errors",
                "protocol_attention")
-
-
-# --- statistics -----------------------------------------------------------------------------------------------------
-
-
-def half_width(*errors: tuple[float, int]) -> float:
-    """Half a 95 % interval from standard errors, each with the number of values n > 1 that it was estimated from:
-    each times Student's t for its n, added up as independent errors are."""
-    from scipy.stats import t
-
-    return float(np.sqrt(sum((error * t.ppf(0.975, n - 1)) ** 2 for error, n in errors if n > 1)))
-
-
-def paired_interval(differences: np.ndarray) -> tuple[float, float, float]:
-    """Mean of paired differences and its 95 % interval: (mean, low, high).
-
-    `differences`: (images,), or (seeds, images). Trainings and images are both samples: the standard error of the mean
-    over seeds and that over images make the interval (see `half_width`). Percentiles of a bootstrap of three seeds
-    would lie between the worst and the best of them, which covers the truth in four of five cases only. With one seed,
-    what trainings differ by is unknown and left out. Raises ValueError if empty or not finite.
-    """
-    d = np.atleast_2d(np.asarray(differences, dtype=float))
-    if not d.size or not np.isfinite(d).all():
-        raise ValueError(f"paired differences must be finite and not empty, got shape {np.shape(differences)}")
-    half = half_width(*((means.std(ddof=1) / len(means) ** 0.5, len(means))
-                        for means in (d.mean(1), d.mean(0)) if len(means) > 1))
-    return float(d.mean()), float(d.mean() - half), float(d.mean() + half)
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A paired difference: mean, 95 % interval, and how much it rests on."""
-
-    mean: float
-    low: float
-    high: float
-    seeds: int
-    images: int
-    unit: str = "dB"
-
-    def __str__(self) -> str:
-        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}] {self.unit}"
-
-
-def contrast(scores: pd.DataFrame, weights: Mapping[str, float]) -> Difference | None:
-    """Weighted sum of variants' PSNR, paired over (seed, set, image): {"ours": 1, "theirs": -1} is a difference.
-
-    `scores`: per-image scores with a column `variant`. Only seeds and images that all variants have are compared; None
-    if there is none.
-    """
-    wide = scores[scores.variant.isin(list(weights))].pivot_table(
-        index=["set", "image", "seed"], columns="variant", values="psnr_y").reindex(columns=list(weights))
-    table = (wide * pd.Series(weights)).sum(axis=1, skipna=False).dropna().unstack("seed").dropna()
-    if table.empty:
-        return None
-    return Difference(*paired_interval(table.to_numpy(dtype=float).T), table.shape[1], table.shape[0])
-
-
-def outcome(difference: Difference, margin: float = 0.0, smallest: float = SMALLEST) -> str:
-    """What one difference says of "better" (margin 0) or "at least as good, within margin": holds, fails, undecided.
-
-    It holds if the 95 % interval lies above -margin. It fails if the interval lies below -margin or, for "better",
-    below the `smallest` difference worth a claim. An interval that reaches over both is no evidence either way.
-    """
-    if difference.low > -margin:
-        return "holds"
-    return "fails" if difference.high < (-margin if margin else smallest) else "undecided"
-
-
-def judge(differences: Sequence[Difference | None], *, margin: float = 0.0, smallest: float = SMALLEST,
-          evidence: bool = True) -> str:
-    """The verdict rule, the same for every claim that one model is better than another, in all of `differences`.
-
-    All hold (see `outcome`): supported. Some fail: mixed if others hold, else not supported. None fails, but some are
-    undecided: undecided. A profile that is no evidence, a missing run or fewer than MIN_SEEDS seeds: not tested at this
-    budget.
-    """
-    if not evidence or not differences or any(d is None or d.seeds < MIN_SEEDS for d in differences):
-        return UNTESTED
-    found = {outcome(d, margin, smallest) for d in differences}
-    if "fails" in found:
-        return "mixed" if "holds" in found else "not supported"
-    return "undecided" if "undecided" in found else "supported"
 
 
 # --- pages ----------------------------------------------------------------------------------------------------------
@@ -302,11 +215,13 @@ def _claims_section(table: pd.DataFrame, start: Path) -> list[str]:
     text = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict in counts)
     return ["## Verdicts", f"Of the paper's claims (a claim in two parts counts twice): {text}.",
             markdown_table(shown.rename(columns={"rests_on": "seeds, updates"})),
-            "Where networks are compared, the rule is `ikmlib.report.judge`: 95 % intervals (in brackets) of "
-            f"differences paired over images and seeds, at least {MIN_SEEDS} seeds; otherwise *{UNTESTED}*. A claim of "
-            f"a gain fails where the whole interval lies below {SMALLEST} dB, and is *undecided* where it reaches "
-            "from no gain to one worth a claim. Intervals are not corrected for the number of comparisons. The reason "
-            "of each verdict stands with its notebook."]
+            "Where networks are compared, comparisons, seeds and rule were declared before the runs "
+            f"([PLAN.md]({Path(os.path.relpath(config.results_root(), start)).as_posix()}/PLAN.md)): 95 % intervals "
+            "(in brackets) of differences paired over images and seeds, all declared runs finished and at least "
+            f"{MIN_SEEDS} seeds; otherwise *{UNTESTED}*. A claim of a gain fails where the whole interval lies below "
+            f"{SMALLEST} dB, and is *undecided* where it reaches from no gain to one worth a claim. C1's four "
+            "comparisons are corrected for their number (Holm), others are not. The reason of each verdict stands with "
+            "its notebook."]
 
 
 def _page_section(page: dict, folder: Path) -> list[str]:
@@ -339,9 +254,9 @@ def compute_used(profile: Profile) -> pd.DataFrame:
     if runs.empty:
         return pd.DataFrame(columns=["artefact", "device", "runs", "hours", "updates"])
     artefacts: dict[str, str] = {}
-    for name, wanted in experiments.QUEUE.items():
-        for run in experiments.in_order(wanted(profile)):
-            artefacts.setdefault(run.id, name)
+    for part, (notebook, _) in experiments.PARTS.items():
+        for run in sum(experiments.planned(profile, part).values(), []):
+            artefacts.setdefault(study.found(run).id, notebook)
     table = runs.assign(artefact=runs.id.map(artefacts).fillna("other")).groupby(["artefact", "device"]).agg(
         runs=("id", "count"), hours=("train_seconds", lambda s: s.sum() / 3600), updates=("updates", "sum"))
     total = pd.DataFrame([("all", "", *table.sum())], columns=["artefact", "device", *table])
@@ -360,7 +275,7 @@ def _compute_section(profile: Profile) -> list[str]:
 
 def _budget(profile: Profile) -> str:
     return (f"{profile.summary}. {profile.updates:,} updates of {profile.batch} patches of {profile.patch} x "
-            f"{profile.patch} LR pixels a run; up to {claims.seeds_in_words(len(profile.seeds))}")
+            f"{profile.patch} LR pixels a run")
 
 
 def report_markdown(profile: Profile) -> str:

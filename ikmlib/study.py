@@ -8,15 +8,15 @@ A run is trained once and serves every table that needs it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +26,13 @@ import torch
 from . import config, datasets
 from .config import Profile
 from .data import centre_crop, training_data
-from .files import save_torch, write_csv, write_text
+from .files import locked, save_torch, write_csv, write_text
 from .metrics import psnr_y, ssim_y
 from .models import ARCHITECTURES, Architecture, SRNetwork, complexity
-from .trainers import Trainer, evaluate, load_checkpoint, restored
+from .trainers import Pair, Trainer, keep_memory, load_checkpoint, mean_psnr, pairs, restored
 
 LEARNING_RATE = 2e-4
-LATER = ("schedule",)   # fields of a run that came after the first records
+LATER = ("schedule", "reverse")   # fields of a run that came after the first records
 FALLBACK = {"train": ("embedded-train",), "test": ("embedded-test",)}
 
 
@@ -68,12 +68,20 @@ class Run:
     data: tuple[str, ...]       # training sets
     rate: float = LEARNING_RATE
     schedule: str = "halving"   # how the rate falls, see `trainers.learning_rate`
+    reverse: bool = False       # the images of every batch in reverse order: equal but for rounding
 
     @classmethod
     def of(cls, profile: Profile, arch: Architecture, seed: int, scale: int = 2) -> Run:
         """The run of an architecture at a profile's budget."""
         return cls(profile.name, arch, scale, seed, profile.updates, profile.batch, profile.patch, profile.train_sets,
                    profile.rate, profile.schedule)
+
+    @classmethod
+    def from_record(cls, record: dict) -> Run:
+        """The run of a `run.json`."""
+        spec = {**record["spec"], "data": tuple(record["spec"]["data"])}
+        arch = Architecture(**{**spec.pop("arch"), "depths": tuple(record["spec"]["arch"]["depths"])})
+        return cls(record["profile"], arch, **spec)
 
     @property
     def spec(self) -> dict:
@@ -84,8 +92,8 @@ class Run:
 
     @property
     def id(self) -> str:
-        """Slug, what is unusual for the profile, scale, seed, and a hash of the spec. Defaults of an architecture and of
-        LATER are left out of the hash, so that an option added later, whose default changes nothing, leaves the ids
+        """Slug, what is unusual for the profile, scale, seed, and a hash of the spec. Defaults of an architecture and
+        of LATER are left out of the hash, so that an option added later, whose default changes nothing, leaves the ids
         alone."""
         spec, plain = self.spec, json.loads(json.dumps(asdict(Architecture())))
         spec["arch"] = {name: value for name, value in spec["arch"].items() if value != plain[name]}
@@ -95,7 +103,7 @@ class Run:
         digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:8]
         usual = config.get_profile(self.profile)
         unusual = [f"-{name}{getattr(self, name)}" for name in ("batch", "updates", "rate")
-                   if getattr(self, name) != getattr(usual, name)]
+                   if getattr(self, name) != getattr(usual, name)] + ["-reverse"] * self.reverse
         return f"{slug(self.arch)}{''.join(unusual)}-x{self.scale}-seed{self.seed}-{digest}"
 
     @property
@@ -117,6 +125,12 @@ def found(run: Run) -> Run:
     if run.finished or all(datasets.is_installed(name) for name in run.data):
         return run
     return replace(run, data=FALLBACK["train"])
+
+
+@lru_cache(maxsize=2)
+def test_pairs(profile: Profile, data: tuple[str, ...], scale: int) -> dict[str, list[Pair]]:
+    """Test set -> (name, LR, HR) of each of its images; see `test_images`."""
+    return {name: list(pairs(images, scale)) for name, images in test_images(profile, data).items()}
 
 
 def test_images(profile: Profile, data: tuple[str, ...]) -> dict[str, dict[str, np.ndarray]]:
@@ -175,25 +189,17 @@ def provenance(run: Run, trainer: Trainer, left_out: tuple[str, ...]) -> dict:
 def score(run: Run, model: SRNetwork) -> pd.DataFrame:
     """Every image of every installed test set, under both conventions of Y; done once, after training."""
     rows = []
-    for set_name, images in test_images(config.get_profile(run.profile), run.data).items():
-        for name, sr, hr in restored(model, images, run.scale):
+    for set_name, images in test_pairs(config.get_profile(run.profile), run.data, run.scale).items():
+        for name, sr, hr in restored(model, images):
             values = [metric(sr, hr, shave=run.scale, round_y=rounded)
                       for rounded in (False, True) for metric in (psnr_y, ssim_y)]
             rows.append((set_name, name, *values))
     return pd.DataFrame(rows, columns=["set", "image", "psnr_y", "ssim_y", "psnr_y_rounded", "ssim_y_rounded"])
 
 
-@contextlib.contextmanager
-def _lock(run: Run) -> Iterator[bool]:
-    """True if this process has the run to itself; the operating system frees the lock however the process ends."""
-    run.folder.mkdir(parents=True, exist_ok=True)
-    with open(run.folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+def lock(run: Run) -> contextlib.AbstractContextManager[bool]:
+    """True within the block if this process has the run to itself."""
+    return locked(run.folder / ".lock", wait=False)
 
 
 def default_device() -> torch.device:
@@ -205,17 +211,18 @@ def train(run: Run, *, deadline: float | None = None, show: bool = True, device:
 
     Raises TrainingDiverged, UnreadableCheckpoint, FileNotFoundError (training images).
     """
-    with _lock(run) as mine:
+    with lock(run) as mine:
         if run.finished or not mine:
             return run.finished
         device = device or default_device()
         sampler, validation, left_out = training_data(run.data, run.scale, run.patch, str(device))
-        checkpoint = run.folder / "checkpoint.pt"
+        keep_memory()
+        checkpoint, images = run.folder / "checkpoint.pt", list(pairs(validation, run.scale))
         trainer = Trainer(
-            run.build().to(device), sampler,
-            key=run.id, seed=run.seed, updates=run.updates, batch=run.batch, rate=run.rate,
-            schedule=run.schedule,             checkpoint=checkpoint, validations=config.get_profile(run.profile).validations,
-            validate=lambda model: float(evaluate(model, validation, run.scale).psnr_y.mean()))
+            run.build().to(device), sampler, key=run.id, seed=run.seed, updates=run.updates, batch=run.batch,
+            rate=run.rate, schedule=run.schedule, reverse=run.reverse,
+            checkpoint=checkpoint, validations=config.get_profile(run.profile).validations,
+            validate=lambda model: mean_psnr(model, images, run.scale))
         if not trainer.fit(deadline=deadline, label=run.id, show=show):
             return False
         write_csv(run.folder / "scores.csv", score(run, trainer.model))
@@ -243,7 +250,12 @@ def state(run: Run) -> tuple[str, int, float]:
 
 def record(run: Run) -> dict:
     """`run.json` of a finished run."""
-    return json.loads((run.folder / "run.json").read_text())
+    return read_record(run.folder)
+
+
+def read_record(folder: Path) -> dict:
+    """`run.json` of a run's folder."""
+    return json.loads((folder / "run.json").read_text())
 
 
 def all_records(profile: Profile) -> pd.DataFrame:

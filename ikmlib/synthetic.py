@@ -18,7 +18,8 @@ import torch
 from numpy import ndarray
 from tqdm import tqdm
 
-from ikmlib import layers, report
+from ikmlib import layers
+from ikmlib.stats import paired
 
 KINDS = ("piecewise-constant", "oscillating", "chirp", "textured")
 METHODS = {
@@ -247,7 +248,7 @@ def summary(errors: pd.DataFrame) -> pd.DataFrame:
     """One row per method: mean squared error x 1000 per kind and of all, share of the gap closed with its 95 % interval
     over draws, and the share of test signals that it restores better than one shared kernel does."""
     mse = errors.pivot_table(index="method", columns="kind", values="mse").loc[list(METHODS), list(KINDS)] * 1000
-    intervals = [report.paired_interval(column.to_numpy()) for _, column in gap_closed(errors).items()]
+    intervals = [paired(column.to_numpy()).interval for _, column in gap_closed(errors).items()]
     closed = pd.DataFrame(intervals, index=METHODS, columns=["gap_closed", "low", "high"])
     wide = errors.pivot(index=["draw", "signal"], columns="method", values="mse")
     better = wide.drop(columns="shared").lt(wide["shared"], axis=0).mean()
@@ -263,7 +264,7 @@ def vary(draws: int, seed: int = 0) -> pd.DataFrame:
     for change in tqdm(changes, desc="assumptions", mininterval=1):
         name = ", ".join(f"{key} = {value}" for key, value in change.items()) or f"{draws} draws, otherwise as above"
         closed = gap_closed(run_draws(Setup(**change), draws, seed, progress=False))
-        mean, low, high = report.paired_interval(closed["ikm"].to_numpy())
+        mean, low, high = paired(closed["ikm"].to_numpy()).interval
         others = closed[["ikm shuffled", "ikm gain", "linear", "spread", "kind", "ideal attention"]].mean()
         rows.append({"assumption": name, "ikm": mean, "low": low, "high": high, **others})
     return pd.DataFrame(rows)
@@ -302,7 +303,7 @@ def reasons(setup: Setup, seed: int = 0) -> pd.DataFrame:
 def judge(errors: pd.DataFrame, why: pd.DataFrame) -> dict[str, str]:
     """Verdict on C12, by the rule the notebook states before the result -> verdict, ours, because."""
     closed = gap_closed(errors)
-    ikm, own = (report.paired_interval(d.to_numpy()) for d in (closed["ikm"], closed["ikm"] - closed["ikm shuffled"]))
+    ikm, own = (paired(d.to_numpy()).interval for d in (closed["ikm"], closed["ikm"] - closed["ikm shuffled"]))
     verdict = "not supported" if ikm[1] <= 0 else "supported" if own[1] > 0 else "mixed"
     mean, moved = closed.mean(), why.iloc[0]
     ours = (f"IKM closes {_interval(ikm)} of the gap from a shared kernel to an oracle kernel per signal; its own "

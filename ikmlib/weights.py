@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from . import config
-from .files import write_bytes, write_text
+from .files import locked, write_bytes, write_text
 from .models import SCALES, Architecture, SRNetwork
 from .study import Run, default_device
 from .trainers import load_checkpoint
@@ -50,9 +50,11 @@ def export(run_folder: str | Path) -> Path:
     tensors = {name: tensor.float().contiguous() for name, tensor in state.items()}
     data = save(tensors, {METADATA: json.dumps(record, sort_keys=True)})
     target = folder() / f"{record['id']}.safetensors"
-    write_bytes(target, data)
     entry = {**record, "scores": _scores(run_folder), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    write_text(folder() / "index.json", json.dumps({**index(), target.name: entry}, indent=1) + "\n")
+    with locked(folder() / ".lock", wait=True):
+        if index().get(target.name) != entry or not target.exists():
+            write_bytes(target, data)
+            write_text(folder() / "index.json", json.dumps({**index(), target.name: entry}, indent=1) + "\n")
     return target
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import TINY, tiny
 
-from ikmlib import config, controls, evidence, experiments, study
+from ikmlib import config, controls, evidence, experiments, study, test_time
 from ikmlib.layers import IKMConv2d, attending
 from ikmlib.models import SRNetwork
 from ikmlib.trainers import evaluate
@@ -44,32 +44,32 @@ def test_attention_taken_from_an_image_gives_that_images_result():
     """Attention replaced by the image's own changes nothing, by another's the result; afterwards all is back."""
     model = network(tau=-0.1)   # attention alive on the signed channels
     x = batch(1)
-    own = controls._attention_of(model, model, x)
-    other = controls._attention_of(model, model, batch(2)[1:])
+    own = test_time.attention_of(model, model, x)
+    other = test_time.attention_of(model, model, batch(2)[1:])
     expected = model(x)
-    with attending(model, controls._replaced(own)):
+    with attending(model, test_time.replaced(own)):
         torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
-    with attending(model, controls._replaced(other)):
+    with attending(model, test_time.replaced(other)):
         assert not torch.equal(model(x), expected)
     torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
 
 
 def test_other_attention_at_test_time_is_measured_once_and_kept(results, monkeypatch):
     run = tiny()
-    assert controls.test_time_scores(run) is None
+    assert test_time.test_time_scores(run) is None
     study.train(run, show=False)
-    table = controls.test_time_scores(run)
+    table = test_time.test_time_scores(run)
     own = study.scores([run]).set_index(["set", "image"])
     assert list(table.columns) == ["set", "image", "frozen", "swapped"] and len(table) == len(own)
-    model = controls.trained_network(run)
+    model = test_time.trained_network(run)
     images = study.test_images(SMOKE, run.data)["embedded-test"]
-    with attending(model, controls._replaced(controls.training_mean(model, run))):
+    with attending(model, test_time.replaced(test_time.training_mean(model, run))):
         frozen = evaluate(model, images, 2).set_index("image").psnr_y
     for row in table.itertuples():
         assert row.frozen == pytest.approx(frozen[row.image], abs=1e-5)
         assert abs(row.swapped - own.psnr_y[row.set, row.image]) < 1
-    monkeypatch.setattr(controls, "trained_network", None)   # any new measurement fails
-    pd.testing.assert_frame_equal(controls.test_time_scores(run), table)
+    monkeypatch.setattr(test_time, "trained_network", None)   # any new measurement fails
+    pd.testing.assert_frame_equal(test_time.test_time_scores(run), table)
 
 
 def test_gradients_of_the_rules_against_autograd_of_the_plain_formula():

@@ -1,64 +1,100 @@
-"""The queue: every artefact's runs, shared, in order of priority; what is done, and how long the rest takes."""
+"""The plan: what was declared, shared runs, order; what is done, how long the rest takes, what is kept of a run."""
 from dataclasses import replace
 
 import pytest
 from conftest import tiny
 
-from ikmlib import experiments, study
+from ikmlib import experiments, recipe, study, weights
 from ikmlib.config import PROFILES
-from ikmlib.models import SRNetwork, complexity
+from ikmlib.experiments import PARTS, PLAN, planned
+from ikmlib.models import ARCHITECTURES, SRNetwork, complexity
 from ikmlib.trainers import TrainingDiverged
 
-SMOKE, CPU = PROFILES["smoke"], PROFILES["cpu"]
+SMOKE, CPU, LONG, PAPER = (PROFILES[name] for name in ("smoke", "cpu", "cpu-long", "paper"))
 
 
-def test_table3_is_the_whole_grid_seed_by_seed():
-    runs = experiments.in_order(experiments.table3(PROFILES["small"]))
+def seeds(profile, part):
+    return {label: [run.seed for run in runs] for label, runs in planned(profile, part).items()}
+
+
+def test_five_seeds_where_declared_one_for_table_1_three_elsewhere():
+    for profile in (CPU, LONG):
+        for label, of in seeds(profile, "table3").items():
+            more = label.endswith((" none", " IKM"))
+            assert of == ([0, 1, 2, 3, 4] if more else [] if profile == LONG else [0, 1, 2]), (profile.name, label)
+        controls = seeds(profile, "controls")
+        assert controls["U-HDB constant 1.5"] == controls["U-HDB shuffled"] == [0, 1, 2, 3, 4]
+    assert controls["U-HDB strict"] == [] and seeds(CPU, "controls")["U-HDB strict"] == [0, 1, 2]
+    assert seeds(LONG, "table1") == {"x2": [0], "x4": [0], "x3": [0]}
+    assert set(map(tuple, seeds(CPU, "rates").values())) == {(0,)}
+    for part in ("table4", "table5", "fig8", "fig9", "fig10", "fig11", "quarter"):
+        assert set(map(tuple, seeds(CPU, part).values())) == {(0, 1, 2)}
+
+
+def test_the_first_seed_of_a_stage_comes_first_and_table3_before_all(monkeypatch):
+    monkeypatch.setattr(study.datasets, "is_installed", lambda name: True)
+    runs = experiments.queue(None)
     cells = {(run.arch.block, run.arch.attention) for run in runs[:16]}
-    assert len(runs) == 48 and len(cells) == 16 and {run.seed for run in runs[:16]} == {0}
-    assert len({run.id for run in runs}) == 48
-    assert runs[0].id.startswith("uhdb-none-x2-seed0-")
+    assert len(cells) == 16 and {run.seed for run in runs[:16]} == {0} and runs[0].id.startswith("uhdb-none-x2-seed0-")
+    assert len(set(runs)) == len(runs) == len({(run.profile, run.id) for run in runs})
+    stage_a = [run for row in PLAN if row.stage == "A" for seed in row.seeds for run in row.runs(seed)]
+    first = runs[:len(set(stage_a))]
+    assert set(first) == set(stage_a) and [run.seed for run in first] == sorted(run.seed for run in first)
+    assert {run.profile for run in runs} == {"cpu", "cpu-long"} and runs[len(first)].profile == "cpu-long"
 
 
 def test_a_run_serves_every_artefact_that_shows_it():
-    first = {name: wanted(CPU) for name, wanted in experiments.QUEUE.items()}
-    uhdn = [first["06_table5_ablation"]["U-style + hourglass"], first["05_table4_receptive_field"]["k=3 D=1 IKM"],
-            first["08_fig9_threshold"]["tau = 0.0"], first["10_fig11_hourglass"]["U-HDN"],
-            first["02_table1_lightweight"]["x2"], first["07_fig8_model_size"]["N=4"],
-            first["07_fig8_model_size"]["C=64"], first["03_table2_high_fidelity"]["U-HDN+IKM"]]
-    assert all(runs == uhdn[0] for runs in uhdn)
-    uhdb = first["04_table3_attention"]["U-HDB IKM"]
-    assert first["07_fig8_model_size"]["N=1"] == uhdb
-    assert first["09_fig10_iso_vs_go"]["IsO, batch 8, equal updates"] == uhdb
-    runs = experiments.queue(CPU)
-    assert len({run.id for run in runs}) == len(set(runs)) == len(runs)
+    first = {part: planned(CPU, part) for part in PARTS}
+    uhdb = first["table3"]["U-HDB IKM"][:3]
+    assert all(runs[:3] == uhdb for runs in (
+        first["table5"]["U-style + hourglass"], first["table4"]["k=3 D=1 IKM"], first["fig9"]["tau = 0.0"],
+        first["fig11"]["U-HDN"], first["fig8"]["N=1"], first["fig8"]["C=64"], first["fig10"]["IsO, batch 4"],
+        first["controls"]["U-HDB IKM"], first["fig5"]["U-HDB IKM"]))
+    assert first["table5"]["neither"][0].arch.depths == (5,) * 6
+    at_four = planned(PAPER, "fig11")["U-HDN"]
+    assert at_four[0].arch == ARCHITECTURES["uhdn"] == planned(PAPER, "table4")["k=3 D=1 IKM"][0].arch
 
 
 def test_equal_patches_and_equal_updates():
-    for label, (run, *_) in experiments.fig10(CPU).items():
-        if "equal patches" in label:
-            assert run.updates * run.batch == CPU.updates * CPU.batch
-        else:
-            assert run.updates == CPU.updates
-        assert f"batch {run.batch}," in label
+    for label, run in experiments.fig10(CPU).items():
+        patches = run.updates * run.batch == CPU.updates * CPU.batch
+        assert patches if "equal patches" in label or run.batch == CPU.batch else run.updates == CPU.updates
+        assert f"batch {run.batch}" in label
+    assert {run.batch for run in experiments.fig10(CPU).values()} == {CPU.batch // 4, CPU.batch, 4 * CPU.batch}
+    assert [label for label in experiments.fig10(CPU) if "autograd" in label] == [f"autograd, batch {CPU.batch}"]
+
+
+def test_rungs_rates_and_repetitions_differ_in_one_thing():
+    base = experiments.table3(CPU)
+    for part, change in (("quarter", "updates"), ("rates", "rate"), ("again", "reverse")):
+        for label, run in PARTS[part][1](CPU).items():
+            own = base[label.partition(",")[0]]
+            assert run == replace(own, **{change: getattr(run, change)}) != own
+    assert {run.updates for run in experiments.quarter(CPU).values()} == {CPU.updates // 4}
+    assert {run.rate / CPU.rate for run in experiments.rates(CPU).values()} == {0.5, 2.0}
+
+
+def test_the_cpu_profiles_use_the_recipe_that_was_chosen():
+    chosen = recipe.table().query("chosen").iloc[0]
+    assert (chosen.rate, chosen.updates, chosen.batch) == (CPU.rate, CPU.updates, CPU.batch)
+    assert replace(CPU, name="cpu-long", summary=LONG.summary, updates=4 * CPU.updates) == LONG
 
 
 def test_final_models_train_longer_where_the_paper_does():
-    paper = PROFILES["paper"]
-    assert {run.updates for runs in experiments.table1(paper).values() for run in runs} == {1_000_000}
-    assert {run.updates for runs in experiments.table5(paper).values() for run in runs} == {200_000}
+    assert {run.updates for run in experiments.table1(PAPER).values()} == {1_000_000}
+    assert {run.updates for run in experiments.table5(PAPER).values()} == {200_000}
 
 
 @pytest.mark.parametrize(("label", "params_k", "flops_g"), [
     ("V1", 1390.9, 60.3), ("V2", 1401.3, 60.8), ("V3", 1401.3, 60.8)])
 def test_fig11_has_the_papers_costs(label, params_k, flops_g):
-    run = experiments.fig11(SMOKE)[label][0]
+    run = experiments.fig11(PAPER)[label]
     params, multi_adds = complexity(SRNetwork(run.arch, 2), 2)
     assert (round(params / 1e3, 1), round(multi_adds / 1e9, 1)) == (params_k, flops_g)
 
 
 def test_queue_names_what_it_knows():
-    assert experiments.queue(SMOKE, ["04"]) == experiments.in_order(experiments.table3(SMOKE))
+    assert {run.arch.block for run in experiments.queue(SMOKE, ["04"])} == {"rb", "db", "rdb", "uhdb"}
     with pytest.raises(ValueError, match="17.*04_table3_attention"):
         experiments.queue(SMOKE, ["17"])
 
@@ -76,6 +112,7 @@ def test_diverged_runs_are_reported_and_others_go_on(results, monkeypatch):
     with pytest.warns(UserWarning, match="loss nan"):
         assert experiments.ensure({"a": [bad, good]}) == {"a": [good]}
     assert experiments.ensure({"a": [bad], "b": [good]}, train_missing=False) == {"a": [], "b": [good]}
+    assert experiments.complete({"a": [bad, good], "b": [good]}) == {"a": [], "b": [good]}
     monkeypatch.setattr(experiments, "queue", lambda profile, only: [bad, good])
     assert experiments.work(SMOKE, show=False) == 1
 
@@ -84,19 +121,31 @@ def test_status_knows_what_is_left(results, monkeypatch):
     done, begun, missing = tiny(), tiny(seed=1, updates=400), tiny(seed=2, updates=12)
     study.train(done, show=False)
     study.train(begun, show=False, deadline=__import__("time").monotonic() + 0.3)
-    monkeypatch.setattr(experiments, "QUEUE", {"a": lambda profile: {"x": [done, begun]},
-                                               "b": lambda profile: {"y": [done, missing]}})
-    table = experiments.status(SMOKE).set_index("run")
-    assert list(table.state) == ["finished", "in progress", "missing"] and list(table.artefact) == ["a", "a", "b"]
-    spent = table.seconds[done.id]
-    assert table.hours_left[done.id] == 0 and table.hours_left[missing.id] == pytest.approx(2 * spent / 3600)
-    share = (400 - table.updates[begun.id]) / table.updates[begun.id]
-    assert table.hours_left[begun.id] == pytest.approx(table.seconds[begun.id] * share / 3600)
+    runs = {"table3": [done, begun], "fig9": [done, missing]}
+    monkeypatch.setattr(experiments, "PLAN", (experiments.Row("smoke", "smoke", "table3", (0,)),
+                                              experiments.Row("smoke", "smoke", "fig9", (0,))))
+    monkeypatch.setattr(experiments.Row, "runs", lambda row, seed: runs[row.part])
+    table = experiments.status(SMOKE).set_index("part")
+    assert list(table.runs) == [2, 1] and list(table.finished) == [1, 0]   # a shared run counts once
+    spent = study.record(done)["train_seconds"]
+    _, updates, seconds = study.state(begun)
+    assert table.hours_left["fig9"] == pytest.approx(2 * spent / 3600)
+    assert table.hours_left["table3"] == pytest.approx(seconds * (400 - updates) / updates / 3600)
 
 
-def test_without_a_finished_run_the_pace_is_measured(results, monkeypatch):
-    run = tiny()
-    twice = replace(run, updates=12)
-    monkeypatch.setattr(experiments, "QUEUE", {"a": lambda profile: {"x": [run], "y": [twice]}})
-    short, long = experiments.status(SMOKE).hours_left
-    assert long == pytest.approx(2 * short) and short > 0
+def test_without_a_finished_run_the_pace_is_measured(results):
+    table = experiments.status(SMOKE).set_index("part")
+    assert table.finished.sum() == 0 and table.hours_left["table3"] > table.hours_left["quarter"] > 0
+
+
+def test_what_later_notebooks_need_is_kept_when_a_run_ends(results, monkeypatch):
+    tiny_uhdb = tiny().arch
+    usual = replace(SMOKE, name="smoke", updates=6, batch=2, patch=8, evidence=True)
+    monkeypatch.setitem(PROFILES, "smoke", usual)
+    monkeypatch.setattr(experiments, "UHDB", tiny_uhdb)
+    monkeypatch.setattr(experiments, "table3", lambda profile: {"U-HDB IKM": tiny()})
+    monkeypatch.setattr(experiments, "queue", lambda profile, only: [tiny(), tiny(attention="none"), tiny(updates=7)])
+    assert experiments.work(usual, show=False) == 0
+    assert (tiny().folder / "controls.csv").exists() and list(weights.index()) == [f"{tiny().id}.safetensors"]
+    assert not (tiny(attention="none").folder / "controls.csv").exists()
+    assert not (tiny(updates=7).folder / "controls.csv").exists()   # not the profile's usual budget

@@ -1,4 +1,4 @@
-"""Statistics against plain loops, the verdict rule, pages, and a report made only from records."""
+"""Pages, tables as people read them, and a report made only from records."""
 import json
 
 import numpy as np
@@ -7,86 +7,9 @@ import pytest
 
 from ikmlib import artefacts, config, evidence, experiments, report
 from ikmlib.files import write_csv, write_text
-from ikmlib.report import Difference, contrast, judge, paired_interval
 from ikmlib.study import SCORES
 
 random = np.random.default_rng(0)
-
-
-def test_seeds_and_images_are_two_students_intervals():
-    d = random.normal(0.1, 1, (3, 20)) + np.array([[0.0], [0.5], [1.0]])
-    seeds, images = d.mean(1).std(ddof=1) / 3 ** 0.5, d.mean(0).std(ddof=1) / 20 ** 0.5
-    half = np.hypot(4.30265 * seeds, 2.09302 * images)
-    assert paired_interval(d) == pytest.approx((d.mean(), d.mean() - half, d.mean() + half), abs=1e-5)
-
-
-def test_one_seed_is_students_interval_over_images():
-    d = random.normal(0.1, 1, 40)
-    half = 2.02269 * d.std(ddof=1) / 40 ** 0.5
-    assert paired_interval(d) == pytest.approx((d.mean(), d.mean() - half, d.mean() + half), abs=1e-5)
-
-
-@pytest.mark.parametrize("seeds", [1, 3, 5])
-def test_intervals_cover_the_truth(seeds):
-    """Trainings differ by 1, images by 1, and by 0.5 from training to training."""
-    draw = np.random.default_rng(seeds)
-    hits = []
-    for _ in range(300):
-        d = draw.normal(0, 1, 60) + draw.normal(0, 0.5, (seeds, 60)) + draw.normal(0, seeds > 1, (seeds, 1))
-        _, low, high = paired_interval(0.3 + d)
-        hits.append(low <= 0.3 <= high)
-    assert 0.92 <= np.mean(hits) <= 0.995
-
-
-@pytest.mark.parametrize("bad", [[], [1.0, float("nan")]])
-def test_interval_refuses(bad):
-    with pytest.raises(ValueError, match="finite and not empty"):
-        paired_interval(np.array(bad))
-
-
-def scored(values):
-    rows = [(variant, seed, "Set5", image, value) for (variant, seed, image), value in values.items()]
-    return pd.DataFrame(rows, columns=["variant", "seed", "set", "image", "psnr_y"])
-
-
-def test_a_contrast_compares_only_what_all_variants_have():
-    table = scored({
-        ("ours", 0, "a"): 31.0, ("ours", 0, "b"): 33.0, ("ours", 1, "a"): 31.5, ("ours", 1, "b"): 33.5,
-        ("ours", 2, "a"): 99.0, ("base", 0, "a"): 30.0, ("base", 0, "b"): 31.0, ("base", 1, "a"): 30.0,
-        ("base", 1, "b"): 31.0, ("base", 1, "c"): 1.0})
-    found = contrast(table, {"ours": 1, "base": -1})
-    assert (found.mean, found.seeds, found.images) == (pytest.approx(1.75), 2, 2)
-    assert found.low <= 1.75 <= found.high
-    assert contrast(table, {"ours": 1, "absent": -1}) is None
-    assert contrast(table, {"ours": 0.5, "base": 1}).mean == pytest.approx(32.25 / 2 + 30.5)
-
-
-def d(low, high, seeds=3):
-    return Difference((low + high) / 2, low, high, seeds, 100)
-
-
-@pytest.mark.parametrize(("low", "high", "better", "as_good"), [
-    (0.01, 0.1, "holds", "holds"), (-0.01, 0.1, "undecided", "holds"), (-0.03, 0.1, "undecided", "undecided"),
-    (-0.01, 0.01, "fails", "holds"), (-0.1, 0.019, "fails", "undecided"), (-0.1, -0.03, "fails", "fails")])
-def test_outcomes_of_one_difference(low, high, better, as_good):
-    assert (report.outcome(d(low, high)), report.outcome(d(low, high), margin=0.02)) == (better, as_good)
-
-
-def test_what_is_worth_a_claim_depends_on_the_quantity():
-    assert report.outcome(d(-0.1, 0.03), smallest=0.05) == "fails"
-    assert judge([d(-0.1, 0.03)], smallest=0.05) == "not supported" and judge([d(-0.1, 0.03)]) == "undecided"
-
-
-def test_verdict_rule():
-    holds, fails, undecided = d(0.01, 0.1), d(-0.1, 0.01), d(-0.1, 0.1)
-    assert judge([holds, holds]) == "supported"
-    assert judge([holds, fails, undecided]) == "mixed"
-    assert judge([fails, undecided]) == judge([fails]) == "not supported"
-    assert judge([holds, undecided]) == judge([undecided]) == "undecided"
-    assert judge([d(-0.01, 0.1)], margin=0.02) == "supported"
-    for untested in ([], [holds, None], [holds, d(0.01, 0.1, seeds=2)]):
-        assert judge(untested) == "not tested at this budget"
-    assert judge([holds], evidence=False) == "not tested at this budget"
 
 
 def test_readable_twins():

@@ -14,7 +14,7 @@ from ikmlib.config import PROFILES
 from ikmlib.metrics import psnr_y, ssim_y
 from ikmlib.models import ARCHITECTURES, Architecture
 from ikmlib.study import Run
-from ikmlib.trainers import evaluate, restored
+from ikmlib.trainers import evaluate, pairs, restored
 
 SMOKE = PROFILES["smoke"]
 
@@ -62,7 +62,7 @@ def test_scores_are_of_the_saved_weights_under_both_conventions(results):
     model.to(memory_format=torch.channels_last)
     images = study.test_images(SMOKE, run.data)["embedded-test"]
     found = study.scores([run]).set_index("image")
-    for name, sr, hr in restored(model, images, 2):
+    for name, sr, hr in restored(model, pairs(images, 2)):
         for rounded, suffix in ((False, ""), (True, "_rounded")):
             psnr, ssim = (metric(sr, hr, shave=2, round_y=rounded) for metric in (psnr_y, ssim_y))
             assert found.loc[name, f"psnr_y{suffix}"] == pytest.approx(psnr, abs=2e-6)

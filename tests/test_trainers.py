@@ -17,7 +17,15 @@ from ikmlib import trainers
 from ikmlib.data import PatchSampler, crop_to_multiple, imresize
 from ikmlib.metrics import psnr_y, ssim_y
 from ikmlib.models import Architecture, SRNetwork
-from ikmlib.trainers import Trainer, TrainingDiverged, UnreadableCheckpoint, evaluate, learning_rate, restored
+from ikmlib.trainers import (
+    Trainer,
+    TrainingDiverged,
+    UnreadableCheckpoint,
+    evaluate,
+    learning_rate,
+    pairs,
+    restored,
+)
 
 TINY = Architecture(blocks=1, depths=(1, 1), channels=8, growth=4)
 WAVES = [np.sin(np.add.outer(np.arange(40) / (3 + i), np.arange(44) / (5 - i))) for i in range(3)]
@@ -198,7 +206,7 @@ def test_restored_clips_and_rounds():
         def forward(self, x):
             return super().forward(x) * 3 - 1
 
-    for _, sr, hr in restored(Loud(2), IMAGES, 2):
+    for _, sr, hr in restored(Loud(2), pairs(IMAGES, 2)):
         expected = np.clip(imresize(imresize(hr, 1 / 2), 2).astype(int) * 3 - 255, 0, 255)
         np.testing.assert_array_equal(sr, expected)
 

@@ -1,0 +1,170 @@
+"""Statistics: differences paired over seeds and images, their 95 % interval, and the rule that makes verdicts of them.
+
+Declared before the runs: results/PLAN.md.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import brentq
+from scipy.stats import t as student
+
+# Fewer say too little of the spread between trainings: no verdict
+MIN_SEEDS = 3
+# dB: what is below is not worth a claim; half the smallest difference that the paper interprets
+SMALLEST = 0.02
+POWER = 0.8   # of `Difference.detectable`
+
+VERDICTS = ("supported", "not supported", "mixed", "undecided", "not tested at this budget")
+UNTESTED = VERDICTS[-1]
+
+Errors = tuple[tuple[float, float], ...]   # independent standard errors, each with its degrees of freedom
+
+
+# --- one difference -------------------------------------------------------------------------------------------------
+
+
+def half_width(errors: Errors, level: float = 0.05) -> float:
+    """Half a 1 - `level` interval: each standard error times Student's t for its degrees of freedom, added up as
+    independent errors are."""
+    return float(np.sqrt(sum((error * student.ppf(1 - level / 2, freedom)) ** 2 for error, freedom in errors)))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference: mean, 95 % interval, and how much it rests on; the standard errors that made the interval,
+    where they did."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+    images: int
+    unit: str = "dB"
+    errors: Errors = ()
+
+    @property
+    def interval(self) -> tuple[float, float, float]:
+        """Mean, lower and upper end of the 95 % interval."""
+        return self.mean, self.low, self.high
+
+    @property
+    def detectable(self) -> float:
+        """The size that could have been seen: a true difference whose interval would lie above 0 in four of five
+        repetitions."""
+        if not self.errors:
+            return float("nan")
+        total = np.sqrt(sum(error ** 2 for error, _ in self.errors))
+        return float(half_width(self.errors) + total * student.ppf(POWER, min(freedom for _, freedom in self.errors)))
+
+    def p(self, bound: float = 0.0) -> float:
+        """Two-sided p-value of the difference being `bound`: the level at which the interval ends there. An interval
+        that no standard errors made knows its own level only: 0 outside, 1 inside."""
+        if not self.errors:
+            return float(self.low <= bound <= self.high)
+        distance, least = abs(self.mean - bound), 1e-300
+        if half_width(self.errors, least) <= distance:
+            return 0.0
+        return float(brentq(lambda level: half_width(self.errors, level) - distance, least, 1.0, xtol=1e-12))
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}] {self.unit}"
+
+
+def standard_error(values: np.ndarray) -> tuple[float, int]:
+    """Standard error of the mean of n > 1 values, and its n - 1 degrees of freedom."""
+    return float(values.std(ddof=1) / len(values) ** 0.5), len(values) - 1
+
+
+def paired(differences: np.ndarray, seed_error: tuple[float, float] | None = None) -> Difference:
+    """The mean of paired differences. `differences`: (images,), or (seeds, images).
+
+    Trainings and images are both samples: the standard error over seeds (`seed_error`, with its degrees of freedom,
+    where it was pooled over more networks, see `residual_deviation`) and that over images make the interval.
+    Percentiles of a bootstrap of three seeds would lie between the worst and the best of them, which covers the truth
+    in four of five cases only. With one seed, what trainings differ by is unknown and left out. Raises ValueError if
+    empty or not finite.
+    """
+    d = np.atleast_2d(np.asarray(differences, dtype=float))
+    if not d.size or not np.isfinite(d).all():
+        raise ValueError(f"paired differences must be finite and not empty, got shape {np.shape(differences)}")
+    errors = [standard_error(d.mean(0))] if d.shape[1] > 1 else []
+    if len(d) > 1:
+        errors.append(seed_error or standard_error(d.mean(1)))
+    mean, half = float(d.mean()), half_width(tuple(errors))
+    return Difference(mean, mean - half, mean + half, *d.shape, errors=tuple(errors))
+
+
+def residual_deviation(means: pd.DataFrame) -> tuple[float, int] | None:
+    """Standard deviation of trainings, pooled over networks, and its degrees of freedom; None if there are none.
+
+    `means`: a row a network, a column a seed, NaN where a network was not trained with a seed. Seeds are blocks (their
+    networks see the same batches): a mean is network effect + seed effect + residual, fitted by least squares. A
+    contrast with weights w over n seeds then has the standard error s sqrt(sum w² / n). Fair where all networks scatter
+    alike.
+    """
+    values = means.to_numpy(dtype=float)
+    network, seed = np.nonzero(~np.isnan(values))
+    values = values[network, seed]
+    design = np.hstack([np.eye(len(means))[network], np.eye(means.shape[1])[seed]])
+    freedom = len(values) - int(np.linalg.matrix_rank(design)) if len(values) else 0
+    if freedom < 1:
+        return None
+    residuals = values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
+    return float(np.sqrt((residuals ** 2).sum() / freedom)), freedom
+
+
+def contrast(scores: pd.DataFrame, weights: Mapping[str, float], deviation: tuple[float, int] | None = None,
+             ) -> Difference | None:
+    """Weighted sum of variants' PSNR, paired over (seed, set, image): {"ours": 1, "theirs": -1} is a difference.
+
+    `scores`: per-image scores with a column `variant`; `deviation`: of `residual_deviation`, None for that of the
+    contrast's own seeds. Only seeds and images that all variants have are compared; None if there is none.
+    """
+    wide = scores[scores.variant.isin(list(weights))].pivot_table(
+        index=["set", "image", "seed"], columns="variant", values="psnr_y").reindex(columns=list(weights))
+    table = (wide * pd.Series(weights)).sum(axis=1, skipna=False).dropna().unstack("seed").dropna()
+    if table.empty:
+        return None
+    pooled = None
+    if deviation is not None:
+        pooled = deviation[0] * np.sqrt(sum(w ** 2 for w in weights.values()) / table.shape[1]), deviation[1]
+    return paired(table.to_numpy(dtype=float).T, pooled)
+
+
+# --- the rule -------------------------------------------------------------------------------------------------------
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p-values corrected for their number by Holm's method."""
+    order, corrected, highest = np.argsort(p), [0.0] * len(p), 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(p) - rank) * p[i]))
+        corrected[i] = highest
+    return corrected
+
+
+def outcomes(differences: Sequence[Difference], *, margin: float = 0.0, smallest: float = SMALLEST,
+             correct: Callable[[Sequence[float]], Sequence[float]] = list) -> list[str]:
+    """What each difference says of "better" (margin 0) or "at least as good, within margin": holds, fails, undecided.
+
+    It holds if its 95 % interval lies above -margin. It fails if the interval lies below -margin or, for "better",
+    below the `smallest` difference worth a claim. An interval that reaches over both is no evidence either way.
+    `correct`: `holm`, to correct both for the number of differences.
+    """
+    limit = -margin if margin else smallest
+    holds = correct([d.p(-margin) if d.mean > -margin else 1.0 for d in differences])
+    fails = correct([d.p(limit) if d.mean < limit else 1.0 for d in differences])
+    return ["holds" if h < 0.05 else "fails" if f < 0.05 else "undecided" for h, f in zip(holds, fails, strict=True)]
+
+
+def judge(found: Sequence[str]) -> str:
+    """The verdict on a claim that all of several differences hold, from their `outcomes`, the same for every claim."""
+    if not found:
+        return UNTESTED
+    if "fails" in found:
+        return "mixed" if "holds" in found else "not supported"
+    return "undecided" if "undecided" in found else "supported"
