@@ -53,6 +53,19 @@ def paper(name: str) -> pd.DataFrame:
     return pd.read_csv(config.PAPER / f"{name}.csv", keep_default_na=False, na_values=[""])
 
 
+def answers(profile: Profile, part: str, sets: Sequence[str] = ()) -> pd.DataFrame:
+    """`evidence.contrasts` of a part's questions, beside the paper's numbers where it has some. Deviations over seeds
+    are pooled within an architecture for Table III, over all networks of the part elsewhere."""
+    questions = {"table3": table3_questions, "table4": table4_questions, "table5": lambda: TABLE5_QUESTIONS,
+                 "fig8": partial(fig8_questions, profile), "fig9": fig9_questions,
+                 "fig10": partial(fig10_questions, profile), "fig11": lambda: FIG11_QUESTIONS}[part]()
+    published = {"table3": lambda: table3_published().Set5_psnr, "table4": lambda: table4_published().BSD100_psnr,
+                 "table5": lambda: table5_published().Set5_psnr}.get(part, lambda: None)()
+    pooling = {"family": architecture_of} if part == "table3" else {}
+    return contrasts(planned(profile, part), questions, published,
+                     sets=sets or (["BSD100"] if part == "table4" else []), **pooling)
+
+
 # --- Table III ------------------------------------------------------------------------------------------------------
 
 
@@ -70,12 +83,6 @@ def table3_questions() -> dict[str, Weights]:
     pairs = [(block, a, vanilla) for block in blocks for a in others]
     pairs += [(block, "IKM", other) for block in blocks for other in ("CA", "SA")]
     return {f"{block}: {a} − {b}": {f"{block} {a}": 1, f"{block} {b}": -1} for block, a, b in pairs}
-
-
-def table3_contrasts(profile: Profile) -> pd.DataFrame:
-    """`evidence.contrasts` of Table III; deviations over seeds are pooled within an architecture."""
-    return contrasts(planned(profile, "table3"), table3_questions(), table3_published().Set5_psnr,
-                     family=architecture_of)
 
 
 def table3_verdicts(table: pd.DataFrame, profile: Profile) -> dict[str, dict[str, str]]:
@@ -285,7 +292,7 @@ def figure_table4(table: pd.DataFrame):
     """IKM's gain against R, ours and the paper's, each with its fitted line; shaded: the 95 % interval of our slope."""
     import matplotlib.pyplot as plt
 
-    rows = table.set_index("contrast").drop(columns=["images", "seeds"]).astype(float)
+    rows = table.set_index("contrast").drop(columns=["images", "seeds", "runs"]).astype(float)
     slope, gains = rows.loc[TABLE4_SLOPE], rows.drop(TABLE4_SLOPE)
     field = np.array(list(TABLE4_FIELDS.values()), dtype=float)
     line = np.linspace(field.min() - 0.5, field.max() + 0.5, 2)

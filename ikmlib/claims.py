@@ -13,7 +13,6 @@ from . import config
 from .config import PROFILES, Profile
 from .experiments import PARTS, planned
 from .stats import UNTESTED
-from .study import found
 
 UNTRAINED = "nothing trained"
 # The paper's claims -> in a few words, and the number of the notebook that tests it
@@ -50,7 +49,7 @@ def _rests_on(profile: Profile, notebook: str, seeds: int | None) -> str:
     parts = [part for part, (shown_in, _) in PARTS.items() if shown_in == notebook]
     if not parts:
         return "–"
-    runs = (found(run) for runs in planned(profile, parts[0]).values() for run in runs)
+    runs = sum(planned(profile, parts[0]).values(), [])
     updates = sorted({run.updates for run in runs if run.finished})
     if seeds == 0 or not updates:
         return UNTRAINED

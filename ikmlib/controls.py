@@ -15,10 +15,11 @@ from tqdm import tqdm
 
 from . import study
 from .claims import seeds_in_words
-from .config import Profile
+from .config import PROFILES, Profile
 from .data import training_data
 from .evidence import architecture_of, claim, contrasts, differences, draw_intervals, with_seeds
 from .experiments import CONTROLS, RB_CONTROLS, UHDB, Variants, planned
+from .experiments import controls as trained_controls
 from .layers import GRADIENTS, IKMConv2d
 from .models import SRNetwork
 from .stats import MIN_SEEDS, SMALLEST, Difference
@@ -69,6 +70,16 @@ def answers(profile: Profile, asked: dict[str, dict[str, float]]) -> pd.DataFram
     """`evidence.contrasts` of the controls; deviations over seeds are pooled within an architecture."""
     wanted = planned(profile, "controls")
     return contrasts(wanted, asked, family=architecture_of, at_test=at_test(wanted))
+
+
+def first_recipe() -> pd.DataFrame:
+    """The questions about the image's own attention as the first evidence answered them (profile `cpu-first`): a row a
+    question, dB, without a verdict."""
+    first = PROFILES["cpu-first"]
+    wanted = {label: [run for seed in range(5) if (run := Run.of(first, named.arch, seed)).finished]
+              for label, named in trained_controls(first).items()}
+    table = contrasts(wanted, own_attention_questions(), at_test=at_test(wanted))
+    return table[["contrast", "gain_db_ours", "low_db", "high_db", "images", "seeds"]]
 
 
 def verdicts(table: pd.DataFrame, own: pd.DataFrame, profile: Profile) -> dict[str, dict[str, str | int]]:

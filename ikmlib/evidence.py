@@ -162,6 +162,14 @@ def differences(table: pd.DataFrame, names: Sequence[str] | None = None) -> dict
     return found
 
 
+def _in_words(name: str, d: Difference | str, outcome: str | None) -> str:
+    """A comparison as a verdict tells it: difference, interval, outcome, and what could have been seen."""
+    if outcome is None:
+        return f"{name} {d}"
+    seen = f"; {d.detectable:.3f} could have been seen" if np.isfinite(d.detectable) else ""
+    return f"{name} {d} ({outcome}{seen})"
+
+
 def claim(found: Mapping[str, Difference | str], profile: Profile, *, paper: str, holds: str, margin: float = 0.0,
           smallest: float = SMALLEST, correct: Callable[[Sequence[float]], Sequence[float]] = list,
           ) -> dict[str, str | int]:
@@ -172,9 +180,7 @@ def claim(found: Mapping[str, Difference | str], profile: Profile, *, paper: str
     said = dict(zip(tested, outcomes(list(tested.values()), margin=margin, smallest=smallest, correct=correct),
                     strict=True))
     if len(found) <= 5 or not tested:
-        ours = "; ".join(f"{name} {d} ({said[name]}; {d.detectable:.3f} could have been seen)" if name in tested and
-                         np.isfinite(d.detectable) else f"{name} {d}" + f" ({said[name]})" * (name in tested)
-                         for name, d in found.items())
+        ours = "; ".join(_in_words(name, d, said.get(name)) for name, d in found.items())
     else:
         means, sizes = [d.mean for d in tested.values()], [d.detectable for d in tested.values()]
         counts = ", ".join(f"{n} {name}" for name, n in Counter(said.values()).items())

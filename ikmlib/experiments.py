@@ -257,13 +257,13 @@ PLAN = (
 
 
 def planned(profile: Profile, part: str) -> Variants:
-    """The declared runs of a part at a profile: label -> runs, one a seed; an empty list where none is planned."""
+    """The declared runs of a part at a profile: label -> runs, one a seed (see `study.found`); maybe none."""
     seeds: dict[str, list[int]] = {label: [] for label in PARTS[part][1](profile)}
     for row in PLAN:
         if (row.profile, row.part) == (profile.name, part):
             for label in row.variants():
                 seeds[label] += [seed for seed in row.seeds if seed not in seeds[label]]
-    return {label: [replace(run, seed=seed) for seed in seeds[label]]
+    return {label: [found(replace(run, seed=seed)) for seed in seeds[label]]
             for label, run in PARTS[part][1](profile).items()}
 
 
@@ -319,14 +319,14 @@ def ensure(wanted: Variants, *, train_missing: bool = True) -> Variants:
     A run that diverges is warned about and left out.
     """
     done = set()
-    for run in (found(run) for runs in wanted.values() for run in runs):
+    for run in dict.fromkeys(sum(wanted.values(), [])):
         try:
             if run.finished or train_missing and study.train(run):
                 keep(run)
                 done.add(run)
         except TrainingDiverged as error:
             warnings.warn(str(error), stacklevel=2)
-    return {label: [run for run in map(found, runs) if run in done] for label, runs in wanted.items()}
+    return {label: [run for run in runs if run in done] for label, runs in wanted.items()}
 
 
 def work(profile: Profile | None, *, only: Iterable[str] = (), time_limit: float | None = None,

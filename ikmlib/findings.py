@@ -5,7 +5,6 @@ luma costs from the scores of our own finished runs.
 """
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import NamedTuple
@@ -276,19 +275,20 @@ def _trap_errors(traps: pd.DataFrame) -> list[tuple]:
 
 
 def repeats(profile: Profile) -> pd.DataFrame:
-    """What rounding alone changes: runs trained twice with one spec, by code that sums in another order.
+    """What rounding alone changes: runs trained twice, the second time with the images of every batch in reverse order.
 
-    `results/<profile>/repeats/<id>/` holds the earlier records. Columns: run, commits, mean change of PSNR over all
-    test images (dB, later minus earlier), and its standard deviation over images.
+    Columns: variant, seed, runs finished, and the mean change of PSNR over all test images (dB, reversed minus usual)
+    with its standard deviation over images; empty until both are finished.
     """
-    rows = []
-    for path in sorted((config.results_root() / profile.name / "repeats").glob("*/run.json")):
-        later = config.results_root() / profile.name / "runs" / path.parent.name
-        if (later / "run.json").exists():
-            commits = [json.loads((folder / "run.json").read_text())["git_commit"] for folder in (path.parent, later)]
-            change = (psnr_by_image(later) - psnr_by_image(path.parent)).dropna()
-            rows.append((path.parent.name, " and ".join(commits), change.mean(), change.std()))
-    return pd.DataFrame(rows, columns=["run", "commits", "change_db", "over_images_sd_db"])
+    first, rows = experiments.planned(profile, "table3"), []
+    for label, reversed_runs in experiments.planned(profile, "again").items():
+        for run in reversed_runs:
+            pair = [*(usual for usual in first[label] if usual.seed == run.seed), run]
+            change = pd.Series(dtype=float)
+            if all(one.finished for one in pair):
+                change = psnr_by_image(pair[1].folder) - psnr_by_image(pair[0].folder)
+            rows.append((label, run.seed, evidence.runs_in_words(pair), change.mean(), change.std()))
+    return pd.DataFrame(rows, columns=["variant", "seed", "runs", "change_db", "over_images_sd_db"])
 
 
 def errors_found(profile: Profile, traps: pd.DataFrame, cells: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:

@@ -256,7 +256,7 @@ def compute_used(profile: Profile) -> pd.DataFrame:
     artefacts: dict[str, str] = {}
     for part, (notebook, _) in experiments.PARTS.items():
         for run in sum(experiments.planned(profile, part).values(), []):
-            artefacts.setdefault(study.found(run).id, notebook)
+            artefacts.setdefault(run.id, notebook)
     table = runs.assign(artefact=runs.id.map(artefacts).fillna("other")).groupby(["artefact", "device"]).agg(
         runs=("id", "count"), hours=("train_seconds", lambda s: s.sum() / 3600), updates=("updates", "sum"))
     total = pd.DataFrame([("all", "", *table.sum())], columns=["artefact", "device", *table])

@@ -6,28 +6,29 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ikmlib import artefacts, config, evidence, experiments
+from ikmlib import artefacts, config, evidence, experiments, stats
 from ikmlib.config import PROFILES
+from ikmlib.experiments import planned
 from ikmlib.files import write_csv, write_text
 from ikmlib.study import SCORES
 
-CPU = PROFILES["cpu"]
+CPU, LONG = PROFILES["cpu"], PROFILES["cpu-long"]
 random = np.random.default_rng(0)
 
 
-def fake(wanted, seeds=(0, 1, 2), sets=("Set5", "BSD100"), bonus=None):
-    """Finished runs with made-up scores, so that tables can be checked against arithmetic."""
-    done = {label: [run for run in runs if run.seed in seeds] for label, runs in wanted.items()}
+def fake(profile, part, seeds=range(5), sets=("Set5", "BSD100"), bonus=None):
+    """Finished runs of a part with made-up scores, so that tables can be checked against arithmetic; the part's plan."""
+    wanted = planned(profile, part)
     level = {name: random.uniform(28, 36, 5) for name in sets}
-    for label, runs in done.items():
-        for run in runs:
+    for label, runs in wanted.items():
+        for run in (run for run in runs if run.seed in seeds):
             rows = [(name, str(i), level[name][i] + random.normal(0, 0.01) + (bonus or {}).get(label, 0), 0.9,
                      level[name][i] - 0.1, 0.89) for name in sets for i in range(5)]
             write_csv(run.folder / "scores.csv", pd.DataFrame(rows, columns=SCORES[:6]))
             write_csv(run.folder / "curve.csv", pd.DataFrame(
                 {"update": [1, 2], "loss": [1.0, 0.5], "psnr_y": [20.0, 30.0], "seconds": [1.0, 2.0]}))
             write_text(run.folder / "run.json", "{}")
-    return done
+    return wanted
 
 
 def by_hand(runs, name="Set5"):
@@ -37,40 +38,59 @@ def by_hand(runs, name="Set5"):
 
 
 def test_summary_and_contrasts_equal_a_recomputation_from_the_per_image_records(results):
-    wanted = experiments.table3(CPU)
-    done = fake(wanted)
-    published = artefacts.table3_published()
-    table = evidence.summary(wanted, done, ["Set5"], published).set_index("variant")
-    contrasts = evidence.contrasts(done, artefacts.table3_questions(), published.Set5_psnr).set_index("contrast")
+    runs = fake(CPU, "table3")
+    table = evidence.summary(CPU, "table3", ["Set5"], artefacts.table3_published()).set_index("variant")
+    contrasts = artefacts.answers(CPU, "table3").set_index("contrast")
     for block in ("RB", "U-HDB"):
         for attention in ("none", "IKM"):
             label = f"{block} {attention}"
-            means = by_hand(done[label]).mean(1)
+            means = by_hand(runs[label][:3]).mean(1)   # the seeds that all variants have
             assert table.Set5_psnr_ours[label] == pytest.approx(means.mean())
             assert table.Set5_psnr_sd[label] == pytest.approx(means.std(ddof=1))
-        both = [np.hstack([by_hand(done[f"{block} {a}"], name) for name in ("Set5", "BSD100")])
+        both = [np.hstack([by_hand(runs[f"{block} {a}"], name) for name in ("Set5", "BSD100")])
                 for a in ("IKM", "none")]
         assert contrasts.gain_db_ours[f"{block}: IKM − none"] == pytest.approx((both[0] - both[1]).mean())
     assert list(table.index[:2]) == ["RB none", "RB CA"]   # the paper's order
     assert table.Set5_psnr_paper["U-HDB IKM"] == 37.57 and round(table.params_k_ours["RB SA"], 1) == 371.7
     assert contrasts.gain_db_paper["DB: IKM − none"] == pytest.approx(0.08)
-    assert contrasts.images["DB: IKM − none"] == 10 and contrasts.seeds["DB: IKM − none"] == 3
+    assert contrasts.images["DB: IKM − none"] == 10 and contrasts.seeds["DB: IKM − none"] == 5
+    assert contrasts.seeds["DB: IKM − CA"] == 3 and contrasts.runs["DB: IKM − CA"] == "6 of 6 runs"
 
 
-def test_a_seed_counts_when_every_variant_has_it(results):
-    wanted = experiments.table5(CPU)
-    done = fake(wanted, seeds=(0, 1))
-    assert set(evidence.summary(wanted, done, ["Set5"]).seeds) == {2}
-    done["neither"] = done["neither"][:1]
-    assert set(evidence.summary(wanted, done, ["Set5"]).seeds) == {1}
+def test_deviations_are_pooled_within_an_architecture(results):
+    runs = fake(CPU, "table3")
+    row = artefacts.answers(CPU, "table3").set_index("contrast").loc["RB: IKM − CA"]
+    means = pd.DataFrame({label: {run.seed: pd.read_csv(run.folder / "scores.csv").psnr_y.mean() for run in of}
+                          for label, of in runs.items() if label.startswith("RB")}).T
+    deviation, freedom = stats.residual_deviation(means)
+    assert row.seeds_freedom == freedom == 16 - 4 - 5 + 1
+    assert row.seeds_error_db == pytest.approx(deviation * (2 / 3) ** 0.5)
+
+
+def test_nobody_looks_at_a_comparison_before_its_declared_runs_are_finished(results):
+    fake(CPU, "table3", seeds=(0, 1, 2), bonus={"RB IKM": 1.0})
+    contrasts = artefacts.answers(CPU, "table3").set_index("contrast")
+    gain = contrasts.loc["RB: IKM − none"]
+    assert gain.runs == "6 of 10 runs" and np.isnan(gain.gain_db_ours) and np.isnan(gain.low_db)
+    assert contrasts.gain_db_ours["RB: IKM − CA"] > 0.9   # on the three seeds that are declared for both
+    table = evidence.summary(CPU, "table3", ["Set5"]).set_index("variant")
+    assert np.isnan(table.Set5_psnr_ours["RB IKM"]) and table.runs["RB IKM"] == "3 of 5 runs"
+    assert table.Set5_psnr_ours["RB CA"] > 0
+    found = artefacts.table3_verdicts(contrasts.reset_index(), CPU)
+    assert found["C1"]["verdict"] == "not tested at this budget" and "6 of 10 runs" in found["C1"]["ours"]
+
+
+def test_ablations_show_the_n_that_was_trained_and_count_costs_at_the_papers_size(results):
+    table = evidence.summary(CPU, "table5", ["Set5"], artefacts.table5_published()).set_index("variant")
+    assert set(table.N_trained) == {1} and round(table.params_k_ours["U-style + hourglass"], 1) == 1390.9
+    assert evidence.summary(CPU, "fig8", ["Set5"]).set_index("variant").params_k_ours["N=1"] == pytest.approx(384.9, abs=0.1)
 
 
 def test_sets_that_no_run_scored_are_empty_and_others_are_shown(results):
-    wanted = experiments.table1(CPU)
-    done = fake(wanted, sets=("embedded-test",))
-    ours = evidence.summary(wanted, done, ["Set5", "Urban100"], artefacts.table1_published())
+    fake(LONG, "table1", sets=("embedded-test",))
+    ours = evidence.summary(LONG, "table1", ["Set5", "Urban100"], artefacts.table1_published())
     assert ours.Set5_psnr_ours.isna().all() and ours["embedded-test_psnr_ours"].notna().all()
-    states = artefacts.set_states(CPU, done, ["Set5", "Urban100"])
+    states = artefacts.set_states(LONG, planned(LONG, "table1"), ["Set5", "Urban100"])
     rows = artefacts.by_set(ours, states)
     assert set(rows[rows["set"] == "embedded-test"].state) == {"scored"}
     assert set(rows[rows["set"] == "Set5"].state) <= {"not installed", "installed, but not scored by these runs"}
@@ -79,27 +99,36 @@ def test_sets_that_no_run_scored_are_empty_and_others_are_shown(results):
 
 @pytest.mark.parametrize(("bonus", "verdict"), [(0.1, "supported"), (-0.1, "not supported")])
 def test_verdicts_follow_the_scores(results, bonus, verdict):
-    done = fake(experiments.table3(CPU), bonus={f"{b} IKM": bonus for b in ("RB", "DB", "RDB", "U-HDB")})
-    found = artefacts.table3_verdicts(evidence.contrasts(done, artefacts.table3_questions()), CPU)
-    assert found["C1"]["verdict"] == found["C2"]["verdict"] == verdict
-    done = fake(experiments.table5(CPU), bonus={
-        "U-style": bonus, "hourglass": bonus, "U-style + hourglass": 2 * bonus})
-    found = artefacts.table5_verdicts(evidence.contrasts(done, artefacts.TABLE5_QUESTIONS), CPU)
+    fake(CPU, "table3", bonus={f"{b} IKM": bonus for b in ("RB", "DB", "RDB", "U-HDB")})
+    found = artefacts.table3_verdicts(artefacts.answers(CPU, "table3"), CPU)
+    assert {name: entry["verdict"] for name, entry in found.items()} == dict.fromkeys(("C1", "C1, U-HDB", "C2"), verdict)
+    fake(CPU, "table5", bonus={"U-style": bonus, "hourglass": bonus, "U-style + hourglass": 2 * bonus})
+    found = artefacts.table5_verdicts(artefacts.answers(CPU, "table5"), CPU)
     assert found["C6"]["verdict"] == verdict
-    done = fake(experiments.fig11(CPU), bonus={"U-HDN": 2 * bonus, "V2": bonus, "V3": bonus})
-    found = artefacts.fig11_verdicts(evidence.contrasts(done, artefacts.FIG11_QUESTIONS), CPU)
-    assert found["C7"]["verdict"] == verdict
-    done = fake(experiments.fig10(CPU), bonus={
-        label: bonus * np.log2(2 * run[0].batch) for label, run in experiments.fig10(CPU).items() if "IsO" in label})
-    found = artefacts.fig10_verdicts(evidence.contrasts(done, artefacts.fig10_questions()), CPU)
-    assert found["C5"]["verdict"] == verdict
+    fake(CPU, "fig11", bonus={"U-HDN": 2 * bonus, "V2": bonus, "V3": bonus})
+    assert artefacts.fig11_verdicts(artefacts.answers(CPU, "fig11"), CPU)["C7"]["verdict"] == verdict
+    fake(CPU, "fig10", bonus={
+        label: bonus * np.log2(2 * run.batch) for label, run in experiments.fig10(CPU).items() if "IsO" in label})
+    assert artefacts.fig10_verdicts(artefacts.answers(CPU, "fig10"), CPU)["C5"]["verdict"] == verdict
+
+
+def test_c5_asks_for_the_batch_four_times_it_and_growth():
+    asked = artefacts.fig10_questions(CPU)
+    growth = asked["growth of IsO − GO to batch 16, equal patches"]
+    assert growth == {"IsO, batch 16, equal patches": 1, "GO, batch 16, equal patches": -1, "IsO, batch 4": -1,
+                      "GO, batch 4": 1}
+    table = pd.DataFrame({"contrast": list(asked), "runs": "0 of 6 runs", "gain_db_ours": np.nan,
+                          "images_error_db": np.nan, "images_freedom": np.nan, "seeds_error_db": np.nan,
+                          "seeds_freedom": np.nan})
+    said = artefacts.fig10_verdicts(table, CPU)["C5"]["ours"]
+    assert said.count("0 of 6 runs") == 5 and "batch 1," not in said and "autograd" not in said
 
 
 def test_slope_of_the_gain_is_least_squares(results):
     fields = experiments.TABLE4_FIELDS
-    done = fake(experiments.table4(CPU), sets=("BSD100",),
-                bonus={f"k={k} D={d} IKM": 0.05 * field for (k, d), field in fields.items()})
-    table = evidence.contrasts(done, artefacts.table4_questions(), artefacts.table4_published().BSD100_psnr)
+    fake(CPU, "table4", sets=("BSD100",),
+         bonus={f"k={k} D={d} IKM": 0.05 * field for (k, d), field in fields.items()})
+    table = artefacts.answers(CPU, "table4")
     rows = table.set_index("contrast")
     gains = [rows.gain_db_ours[f"R={field} (k={k}, D={d})"] for (k, d), field in fields.items()]
     slope = np.polyfit(list(fields.values()), gains, 1)[0]
@@ -111,33 +140,31 @@ def test_slope_of_the_gain_is_least_squares(results):
 
 
 def test_growth_that_slows_down_is_saturation(results):
-    sizes = {label: artefacts._params(label) for sweep in experiments.FIG8_SIZES.values() for label in sweep}
+    sizes = {label: artefacts._params(arch) for sweep in experiments.fig8_sizes(CPU).values()
+             for label, arch in sweep.items()}
     for power, verdict in ((-1.0, "supported"), (0.9, "mixed")):   # concave or convex in log2 of the size
-        bonus = {label: np.sign(power) * (params / 1e6) ** power for label, params in sizes.items()}
-        done = fake(experiments.fig8(CPU), bonus=bonus)
-        found = artefacts.fig8_verdicts(evidence.contrasts(done, artefacts.fig8_questions()), CPU)
-        assert found["C8"]["verdict"] == verdict
-        artefacts.figure_fig8(done)
+        fake(CPU, "fig8", bonus={label: np.sign(power) * (params / 1e6) ** power for label, params in sizes.items()})
+        assert artefacts.fig8_verdicts(artefacts.answers(CPU, "fig8"), CPU)["C8"]["verdict"] == verdict
+        artefacts.figure_fig8(CPU)
 
 
 def test_the_zero_threshold_may_be_equal_and_the_median_must_be_better(results):
-    done = fake(experiments.fig9(CPU), bonus={"tau = 0.0": 0.1, "tau = median": 0.3})
+    fake(CPU, "fig9", bonus={"tau = 0.0": 0.1, "tau = median": 0.3})
     cost = artefacts.threshold_cost(repeats=1)
     assert list(cost.threshold) == ["tau = 0.0", "tau = mean", "tau = median"] and (cost.milliseconds > 0).all()
-    found = artefacts.fig9_verdicts(evidence.contrasts(done, artefacts.fig9_questions()), cost, CPU)
+    found = artefacts.fig9_verdicts(artefacts.answers(CPU, "fig9"), cost, CPU)
     assert found["C4, zero"]["verdict"] == found["C4, median"]["verdict"] == "supported"
     assert "times as long" in found["C4, median"]["ours"]
 
 
 def test_our_rows_stand_among_the_methods(results):
-    wanted = experiments.table1(CPU)
-    done = fake(wanted)
-    ours = evidence.summary(wanted, done, ["Set5"], artefacts.table1_published())
+    runs = fake(LONG, "table1")
+    ours = evidence.summary(LONG, "table1", ["Set5"], artefacts.table1_published())
     labels = {f"x{scale}": (scale, "U-HDN+IKM, this study") for scale in (2, 3, 4)}
     table = artefacts.among_methods(artefacts.paper("table1"), ours, labels)
     assert len(table) == len(artefacts.paper("table1")) + 3
     row = table[(table.scale == 3) & (table.method == "U-HDN+IKM, this study")]
-    assert row.Set5_psnr.item() == pytest.approx(by_hand(done["x3"]).mean()) and round(row.params_k.item()) == 1402
+    assert row.Set5_psnr.item() == pytest.approx(by_hand(runs["x3"]).mean()) and round(row.params_k.item()) == 1402
     for profile, verdicts in ((CPU, {"not tested at this budget"}), (PROFILES["paper"], {"not supported", "mixed"})):
         assert artefacts.c9(table, "U-HDN+IKM", profile)["verdict"] in verdicts
     best = table.assign(Set5_psnr=table.Set5_psnr.where(table.method != "U-HDN+IKM, this study", 40.0))
@@ -145,39 +172,33 @@ def test_our_rows_stand_among_the_methods(results):
 
 
 def test_rounding_is_measured_on_our_own_scores(results):
-    table = artefacts.y_rounding(fake(experiments.table2(CPU))).set_index("set")
+    table = artefacts.y_rounding(fake(LONG, "table1")).set_index("set")
     assert list(table.index) == ["Set5", "BSD100"] and (table.measured_db.between(0.05, 0.15)).all()
 
 
-QUESTIONS = {"table3": artefacts.table3_questions(), "fig10": artefacts.fig10_questions(),
-             "table5": artefacts.TABLE5_QUESTIONS, "table4": artefacts.table4_questions(),
-             "fig9": artefacts.fig9_questions(), "fig11": artefacts.FIG11_QUESTIONS,
-             "fig8": artefacts.fig8_questions()}
+ANSWERED = ("table3", "table4", "table5", "fig8", "fig9", "fig10", "fig11")
 
 
-@pytest.mark.parametrize("name", QUESTIONS)
-def test_questions_are_about_variants_that_are_trained(name):
-    labels = {label for weights in QUESTIONS[name].values() for label in weights}
-    assert labels <= set(getattr(experiments, name)(CPU))
-    for weights in QUESTIONS[name].values():
-        assert sum(weights.values()) == pytest.approx(0)
+@pytest.mark.parametrize("part", ANSWERED)
+def test_questions_are_about_variants_that_are_trained(results, part):
+    table = artefacts.answers(CPU, part)
+    assert not table.runs.eq("not planned").any() and table.runs.str.startswith("0 of ").all()
 
 
-@pytest.mark.parametrize("name", QUESTIONS)
-def test_nothing_trained_is_not_tested_and_draws(results, name):
-    wanted = getattr(experiments, name)(CPU)
-    nothing = {label: [] for label in wanted}
-    table = evidence.contrasts(nothing, QUESTIONS[name])
+@pytest.mark.parametrize("part", ANSWERED)
+def test_nothing_trained_is_not_tested_and_draws(results, part):
+    table = artefacts.answers(CPU, part)
     assert table.gain_db_ours.isna().all()
-    assert evidence.summary(wanted, nothing, ["Set5"]).Set5_psnr_ours.isna().all()
-    extra = (artefacts.threshold_cost(1),) if name == "fig9" else ()
-    found = getattr(artefacts, f"{name}_verdicts")(table, *extra, CPU)
+    assert evidence.summary(CPU, part, ["Set5"]).Set5_psnr_ours.isna().all()
+    extra = (artefacts.threshold_cost(1),) if part == "fig9" else ()
+    found = getattr(artefacts, f"{part}_verdicts")(table, *extra, CPU)
     assert {v["verdict"] for v in found.values()} == {"not tested at this budget"}
     evidence.figure_contrasts(table)
+    nothing = experiments.complete(planned(CPU, part))
     evidence.figure_curves({"": nothing})
     evidence.figure_gains({"": nothing}, "none")
-    {"table4": lambda: artefacts.figure_table4(table), "fig8": lambda: artefacts.figure_fig8(nothing),
-     "fig10": lambda: artefacts.figure_fig10(nothing, table)}.get(name, lambda: None)()
+    {"table4": lambda: artefacts.figure_table4(table), "fig8": lambda: artefacts.figure_fig8(CPU),
+     "fig10": lambda: artefacts.figure_fig10(CPU, table)}.get(part, lambda: None)()
     plt.close("all")
 
 
@@ -188,31 +209,31 @@ def test_paper_numbers_are_the_ones_of_the_text():
         '["x2", "x3", "x4"]')
 
 
-def test_rows_of_different_numbers_of_seeds_say_so(results):
-    done = fake(experiments.table5(CPU))
-    assert evidence.with_seeds(evidence.contrasts(done, artefacts.TABLE5_QUESTIONS)) == list(artefacts.TABLE5_QUESTIONS)
-    done["U-style"] = done["U-style"][:1]
-    names = evidence.with_seeds(evidence.contrasts(done, artefacts.TABLE5_QUESTIONS))
-    assert names[0] == "U-style, at equal depths (1 seed)" and names[1] == "U-style, with the hourglass (3 seeds)"
+def test_rows_that_wait_for_runs_or_rest_on_other_numbers_of_seeds_say_so(results):
+    fake(CPU, "table3", seeds=(0, 1, 2))
+    names = evidence.with_seeds(artefacts.answers(CPU, "table3"))
+    assert names[2] == "RB: IKM − none (6 of 10 runs)" and names[0] == "RB: CA − none"
+    fake(CPU, "table3")
+    assert evidence.with_seeds(artefacts.answers(CPU, "table3"))[2] == "RB: IKM − none (5 seeds)"
 
 
-def test_gain_read_off_in_five_ways(results):
-    done = fake(experiments.table3(CPU), seeds=(1, 3), bonus={"DB IKM": 0.1})
-    again = done["DB IKM"][0]
-    first = pd.read_csv(again.folder / "scores.csv", dtype={"image": str}).assign(psnr_y=lambda t: t.psnr_y - 0.4)
-    write_csv(results / "cpu" / "repeats" / again.id / "scores.csv", first)
-    for run in done["DB IKM"]:   # better along the way, no better at the end
-        write_csv(run.folder / "curve.csv", pd.DataFrame(
-            {"update": [1, 8, 10], "loss": 1.0, "psnr_y": [20.0, 30.2, 30.0], "seconds": 1.0}))
-    for run in done["DB none"]:
-        write_csv(run.folder / "curve.csv", pd.DataFrame(
-            {"update": [1, 8, 10], "loss": 1.0, "psnr_y": [19.0, 30.0, 30.0], "seconds": 1.0}))
-    row = artefacts.table3_sensitivity(done, CPU).set_index("architecture").loc["DB"]
-    gain = np.mean([by_hand([a]).mean() - by_hand([b]).mean() + by_hand([a], "BSD100").mean()
-                    - by_hand([b], "BSD100").mean() for a, b in zip(done["DB IKM"], done["DB none"], strict=True)]) / 2
-    assert row.seeds == 2 and row.test_db == pytest.approx(gain) and row.first_records_db == pytest.approx(gain - 0.2)
-    of_seed_1 = [pd.read_csv(done[name][0].folder / "scores.csv").psnr_y.mean() for name in ("DB IKM", "DB none")]
-    assert row.first_three_db == pytest.approx(of_seed_1[0] - of_seed_1[1])
-    assert row.validation_end_db == 0 and row.validation_late_db == pytest.approx(0.1)
-    figure = evidence.figure_gains({"DB": {"none": done["DB none"], "IKM": done["DB IKM"]}}, "none")
-    assert len(figure.axes[0].lines) == 2 + 1 + 1   # two seeds, their mean, zero
+def test_the_gain_is_read_off_in_other_ways_without_a_verdict(results):
+    runs = fake(CPU, "table3", bonus={"DB IKM": 0.1})
+    for bonus, label in ((30.2, "DB IKM"), (30.0, "DB none")):   # better along the way, no better at the end
+        for run in runs[label]:
+            write_csv(run.folder / "curve.csv", pd.DataFrame(
+                {"update": [1, 8, 10], "loss": 1.0, "psnr_y": [20.0, bonus, 30.0], "seconds": 1.0}))
+    fake(CPU, "rates", bonus={"DB IKM, rate x 2": 0.4})
+    table = artefacts.table3_sensitivity(CPU)
+    of_db = table[table.architecture == "DB"].set_index("reading")
+    pairs = zip(runs["DB IKM"], runs["DB none"], strict=True)
+    gain = np.mean([by_hand([a], name).mean() - by_hand([b], name).mean() for a, b in pairs
+                    for name in ("Set5", "BSD100")])
+    assert of_db.gain_db_ours["as judged, test images"] == pytest.approx(gain) and of_db.seeds.iloc[0] == 5
+    assert of_db.gain_db_ours["validation images, after the last update"] == 0
+    assert of_db.gain_db_ours["validation images, last 30 % of the updates"] == pytest.approx(0.1)
+    assert of_db.gain_db_ours["rate x 2"] == pytest.approx(0.4, abs=0.03) and of_db.seeds["rate x 2"] == 1
+    assert np.isnan(of_db.gain_db_ours["a quarter of the updates"]) and of_db.runs["a quarter of the updates"] == "0 of 6 runs"
+    assert of_db.runs["the same question under the first recipe"] == "0 of 10 runs"
+    figure = evidence.figure_gains({"DB": {"none": runs["DB none"], "IKM": runs["DB IKM"]}}, "none")
+    assert len(figure.axes[0].lines) == 5 + 1 + 1   # five seeds, their mean, zero
