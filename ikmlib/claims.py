@@ -89,16 +89,20 @@ def table(profile: Profile) -> pd.DataFrame:
 
 
 def best() -> pd.DataFrame:
-    """As `table`, each row from the profile with the best evidence for it.
+    """As `table`, each row from the profile with the best evidence for it, and `at_smaller_budgets`: what the smaller
+    ones found, so that one sees whether an effect grows, stays or vanishes as training goes on.
 
-    The largest budget that reached a verdict; where none did, the largest that trained something. Profiles that are no
-    evidence are left out.
+    The largest budget at which all declared runs of the claim are finished, whatever the verdict there; where there is
+    none, the largest that trained something. Profiles that are no evidence are left out.
     """
     rows = pd.concat([recorded(p).assign(rank=i) for i, p in enumerate(EVIDENCE)], ignore_index=True)
     rows = rows.assign(untested=rows.verdict == UNTESTED, untrained=rows.rests_on == UNTRAINED)
     rows = rows.sort_values(["untested", "untrained", "rank"], kind="stable")
-    rows = rows.drop_duplicates("claim").sort_values("notebook", kind="stable")
-    return _complete(rows[COLUMNS])
+    chosen = rows.drop_duplicates("claim").sort_values("notebook", kind="stable")
+    smaller = [" · ".join(f"{row.profile}: {row.verdict} ({row.ours})" for row in rows.itertuples()
+                          if row.claim == mine.claim and row.rank > mine.rank and not row.untested
+                          and row.rests_on != "–") for mine in chosen.itertuples()]
+    return _complete(chosen.assign(at_smaller_budgets=smaller)[[*COLUMNS, "at_smaller_budgets"]]).fillna("")
 
 
 def in_words(claim: str) -> str:

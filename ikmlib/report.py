@@ -213,6 +213,7 @@ def _claims_section(table: pd.DataFrame, start: Path) -> list[str]:
         shown = shown.drop(columns="profile")   # it stands in the title
     counts = table[table.claim.str.match(r"C\d")].verdict.value_counts()
     text = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict in counts)
+    shown = shown[[c for c in shown if c != "at_smaller_budgets" or (shown[c] != "").any()]]
     return ["## Verdicts", f"Of the paper's claims (a claim in two parts counts twice): {text}.",
             markdown_table(shown.rename(columns={"rests_on": "seeds, updates"})),
             "Where networks are compared, comparisons, seeds and rule were declared before the runs "
@@ -367,7 +368,8 @@ def overall_markdown() -> str:
         "# Reproduction report: the best evidence so far",
         "What became of the claims of *Image-specific Convolutional Kernel Modulation for Single Image "
         "Super-resolution* (arXiv 2111.08362). All numbers of a row are of the one profile that it names: the largest "
-        "budget that reached a verdict; where none did, the largest that trained something. The notebook is the one "
+        "budget at which all declared runs are finished, whatever the verdict there; where none are, the largest that "
+        "trained something. The notebook is the one "
         "executed there. Tables, errors found, deviations and compute: in the profiles' reports. Columns of all files: "
         "[README.md](README.md).",
         *_claims_section(claims.best(), root),

@@ -30,7 +30,7 @@ Errors = tuple[tuple[float, float], ...]   # independent standard errors, each w
 def half_width(errors: Errors, level: float = 0.05) -> float:
     """Half a 1 - `level` interval: each standard error times Student's t for its degrees of freedom, added up as
     independent errors are."""
-    return float(np.sqrt(sum((error * student.ppf(1 - level / 2, freedom)) ** 2 for error, freedom in errors)))
+    return float(np.sqrt(sum((error * student.isf(level / 2, freedom)) ** 2 for error, freedom in errors if error)))
 
 
 @dataclass(frozen=True)

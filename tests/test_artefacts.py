@@ -17,7 +17,8 @@ random = np.random.default_rng(0)
 
 
 def fake(profile, part, seeds=range(5), sets=("Set5", "BSD100"), bonus=None):
-    """Finished runs of a part with made-up scores, so that tables can be checked against arithmetic; the part's plan."""
+    """Finished runs of a part with made-up scores, so that tables can be checked against arithmetic; its declared runs.
+    """
     wanted = planned(profile, part)
     level = {name: random.uniform(28, 36, 5) for name in sets}
     for label, runs in wanted.items():
@@ -83,7 +84,8 @@ def test_nobody_looks_at_a_comparison_before_its_declared_runs_are_finished(resu
 def test_ablations_show_the_n_that_was_trained_and_count_costs_at_the_papers_size(results):
     table = evidence.summary(CPU, "table5", ["Set5"], artefacts.table5_published()).set_index("variant")
     assert set(table.N_trained) == {1} and round(table.params_k_ours["U-style + hourglass"], 1) == 1390.9
-    assert evidence.summary(CPU, "fig8", ["Set5"]).set_index("variant").params_k_ours["N=1"] == pytest.approx(384.9, abs=0.1)
+    sizes = evidence.summary(CPU, "fig8", ["Set5"]).set_index("variant")
+    assert sizes.params_k_ours["N=1"] == pytest.approx(384.9, abs=0.1) and sizes.N_trained["N=4"] == 4
 
 
 def test_sets_that_no_run_scored_are_empty_and_others_are_shown(results):
@@ -101,7 +103,7 @@ def test_sets_that_no_run_scored_are_empty_and_others_are_shown(results):
 def test_verdicts_follow_the_scores(results, bonus, verdict):
     fake(CPU, "table3", bonus={f"{b} IKM": bonus for b in ("RB", "DB", "RDB", "U-HDB")})
     found = artefacts.table3_verdicts(artefacts.answers(CPU, "table3"), CPU)
-    assert {name: entry["verdict"] for name, entry in found.items()} == dict.fromkeys(("C1", "C1, U-HDB", "C2"), verdict)
+    assert {name: v["verdict"] for name, v in found.items()} == dict.fromkeys(("C1", "C1, U-HDB", "C2"), verdict)
     fake(CPU, "table5", bonus={"U-style": bonus, "hourglass": bonus, "U-style + hourglass": 2 * bonus})
     found = artefacts.table5_verdicts(artefacts.answers(CPU, "table5"), CPU)
     assert found["C6"]["verdict"] == verdict
@@ -233,7 +235,8 @@ def test_the_gain_is_read_off_in_other_ways_without_a_verdict(results):
     assert of_db.gain_db_ours["validation images, after the last update"] == 0
     assert of_db.gain_db_ours["validation images, last 30 % of the updates"] == pytest.approx(0.1)
     assert of_db.gain_db_ours["rate x 2"] == pytest.approx(0.4, abs=0.03) and of_db.seeds["rate x 2"] == 1
-    assert np.isnan(of_db.gain_db_ours["a quarter of the updates"]) and of_db.runs["a quarter of the updates"] == "0 of 6 runs"
+    quarter = of_db.loc["a quarter of the updates"]
+    assert np.isnan(quarter.gain_db_ours) and quarter.runs == "0 of 6 runs"
     assert of_db.runs["the same question under the first recipe"] == "0 of 10 runs"
     figure = evidence.figure_gains({"DB": {"none": runs["DB none"], "IKM": runs["DB IKM"]}}, "none")
     assert len(figure.axes[0].lines) == 5 + 1 + 1   # five seeds, their mean, zero

@@ -47,6 +47,7 @@ def test_every_claim_names_a_notebook_of_the_study(results):
 @pytest.mark.parametrize(("verdicts", "chosen"), [
     ({"cpu": "supported"}, "cpu"),
     ({"cpu": "supported", "small": "not supported"}, "small"),
+    ({"cpu": "supported", "cpu-long": "undecided"}, "cpu-long"),                # whatever the verdict there
     ({"cpu": "supported", "small": "not supported", "paper": "mixed"}, "paper"),
     ({"cpu": "supported", "paper": claims.UNTESTED}, "cpu"),                    # a verdict before a larger budget
     ({"cpu": claims.UNTESTED, "small": claims.UNTESTED}, "small"),
@@ -61,14 +62,22 @@ def test_the_best_evidence_is_the_largest_budget_with_a_verdict(results, verdict
     assert row.verdict == verdicts.get(chosen, claims.UNTESTED)
 
 
+def test_smaller_budgets_stay_beside_the_largest(results):
+    for profile, verdict in (("cpu", "supported"), ("cpu-long", "undecided"), ("small", claims.UNTESTED)):
+        record(results, profile, "09_fig10_iso_vs_go", {"C5": verdict})
+    row = claims.best().set_index("claim").loc["C5"]
+    assert (row.profile, row.verdict) == ("cpu-long", "undecided")
+    assert row.at_smaller_budgets == "cpu: supported (C5 at cpu)"
+
+
 def test_a_larger_budget_that_trained_nothing_is_passed_over(results):
-    shared = experiments.table3(CPU)["RB none"][0]
+    shared = experiments.planned(CPU, "table3")["RB none"][0]
     shared.folder.mkdir(parents=True)
     (shared.folder / "run.json").write_text("{}")
     record(results, "cpu", "04_table3_attention", {"C1": claims.UNTESTED}, seeds=1)
     record(results, "paper", "04_table3_attention", {"C1": claims.UNTESTED}, seeds=0)
     row = claims.best().set_index("claim").loc["C1"]
-    assert (row.profile, row.rests_on) == ("cpu", "1 seed, 2,000 updates")
+    assert (row.profile, row.rests_on) == ("cpu", "1 seed, 4,000 updates")
     assert claims.table(PROFILES["paper"]).rests_on[0] == claims.UNTRAINED
 
 

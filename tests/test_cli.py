@@ -12,7 +12,8 @@ BLOCKED = ("matplotlib", "seaborn", "papermill", "IPython", "ipykernel", "jupyte
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (["status", "--profile", "huge"], "unknown profile 'huge'; allowed: auto, smoke, cpu, small, paper"),
+    (["status", "--profile", "huge"], "unknown profile 'huge'; allowed: auto, smoke, cpu-first, recipe, cpu, cpu-long, "
+                                      "small, paper"),
     (["train", "--profile", "smoke", "--only", "77"], "no runs are known for 77"),
     (["run", "--profile", "smoke", "--only", "77"], "77"),
     (["pack", "--profile", "paper", "nowhere"], "no runs to pack"),
@@ -48,9 +49,12 @@ def test_unknown_command_exits_2(capsys):
     assert stop.value.code == 2
 
 
-def test_status_counts_the_queue(results, capsys):
-    assert main(["status", "--profile", "smoke"]) == 0
-    assert " missing; about" in capsys.readouterr().out
+def test_status_is_the_plan_with_the_hours_left(results, capsys):
+    for words, stages in ((["status"], "ABCDE"), (["status", "--profile", "smoke"], ["smoke"])):
+        assert main(words) == 0
+        *rows, last = capsys.readouterr().out.splitlines()
+        assert "0 of " in last and "runs finished; about" in last and "hours left" in last
+        assert {row.split()[0] for row in rows[1:]} == set(stages)
 
 
 @pytest.mark.parametrize("command", ["status", "train"])
@@ -66,7 +70,7 @@ def test_an_unreadable_checkpoint_is_named(results, capsys, command):
 def test_train_shares_the_queue_between_processes(results, capfd, monkeypatch):
     """Two workers with no time: both leave at once, nothing is lost or broken."""
     assert main(["train", "--profile", "smoke", "--only", "04", "--jobs", "2", "--time-limit", "0"]) == 0
-    assert "16 runs to train, 2 at a time" in capfd.readouterr().out
+    assert "40 runs to train, 2 at a time" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(("codes", "expected"), [((0, 0), 0), ((0, 1), 1), ((0, -9), 9), ((130, 0), 130)])

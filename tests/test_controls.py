@@ -7,7 +7,8 @@ import pytest
 import torch
 from conftest import TINY, tiny
 
-from ikmlib import config, controls, evidence, experiments, study, test_time
+from ikmlib import config, controls, study, test_time
+from ikmlib.files import write_csv
 from ikmlib.layers import IKMConv2d, attending
 from ikmlib.models import SRNetwork
 from ikmlib.trainers import evaluate
@@ -93,25 +94,26 @@ def test_gradient_agreement_of_a_short_training():
     ({"IKM": 0.1, "constant 1.5": 0.15, "none, weights x 1.5": 0.1, "shuffled": 0.15}, "not supported", "supported")])
 def test_verdicts_follow_the_scores(results, bonus, own, scale):
     blocks = controls.BLOCKS
-    done = fake(experiments.controls(CPU), bonus={f"{b} {k}": value for b in blocks for k, value in bonus.items()})
+    wanted = fake(CPU, "controls", bonus={f"{b} {k}": value for b in blocks for k, value in bonus.items()})
     for block in blocks:   # what test time would have measured: as much worse than IKM as constant attention is
-        for run in done[f"{block} IKM"]:
+        for run in wanted[f"{block} IKM"]:
             table = study.scores([run])[["set", "image", "psnr_y"]]
             worse = bonus["IKM"] - bonus.get("constant 1.5", 0) + 0.001
             table = table.assign(frozen=table.psnr_y - worse, swapped=table.psnr_y - worse)
             if own != "supported":
                 table[["frozen", "swapped"]] += 0.01
-            controls.write_csv(run.folder / "controls.csv", table.drop(columns="psnr_y"))
-    scored = controls.all_scores(done)
-    table = evidence.contrasts(scored, controls.questions())
-    asked = evidence.contrasts(scored, controls.own_attention_questions())
+            write_csv(run.folder / "controls.csv", table.drop(columns="psnr_y"))
+    table = controls.answers(CPU, controls.questions())
+    asked = controls.answers(CPU, controls.own_attention_questions())
     assert table.gain_db_ours.notna().all() and asked.gain_db_ours.notna().all()
+    at_test = asked[asked.contrast.str.contains("at test")]
+    assert (at_test.seeds_error_db < 1e-9).all()   # the same networks: what trainings differ by is not in it
     found = controls.verdicts(table, asked, CPU)
     assert {name: entry["verdict"] for name, entry in found.items()} == {
         f"{name}, {block}": verdict for block in blocks
         for name, verdict in (("E1, own attention", own), ("E2, scale", scale))}
-    fewer = asked.assign(seeds=asked.seeds.mask(asked.contrast.str.startswith("RB"), 2))
-    incomplete = controls.verdicts(table, fewer, CPU)
+    (wanted["RB shuffled"][2].folder / "run.json").unlink()
+    incomplete = controls.verdicts(table, controls.answers(CPU, controls.own_attention_questions()), CPU)
     assert incomplete["E1, own attention, RB"]["verdict"] == "not tested at this budget"
     assert incomplete["E1, own attention, U-HDB"]["verdict"] == own
     assert ("is better" in controls.conclusion(asked)) == (own == "supported")
@@ -119,11 +121,9 @@ def test_verdicts_follow_the_scores(results, bonus, own, scale):
 
 
 def test_nothing_trained_is_not_tested(results):
-    nothing = {label: [] for label in experiments.controls(CPU)}
-    table = evidence.contrasts(controls.all_scores(nothing), controls.questions())
-    own = evidence.contrasts(controls.all_scores(nothing), controls.own_attention_questions())
+    table, own = (controls.answers(CPU, asked) for asked in (controls.questions(), controls.own_attention_questions()))
     assert {v["verdict"] for v in controls.verdicts(table, own, CPU).values()} == {"not tested at this budget"}
-    assert controls.conclusion(own).count("not measured") == 8
+    assert controls.conclusion(own).count("0 of ") == 8 and controls.first_recipe().gain_db_ours.isna().all()
     controls.figure_order(table)
     controls.figure_gradients(pd.DataFrame(
         {"update": [0], "rule": ["iso"], "angle_degrees": [0.9], "norm_ratio": [np.nan]}))

@@ -153,21 +153,20 @@ def test_errors_are_shown_by_numbers_computed_now(results, bare, cells):
 def test_gains_read_off_five_images_get_their_interval(results):
     rng = np.random.default_rng(0)
     for label in ("U-HDB IKM", "U-HDB none"):
-        for run in experiments.table3(CPU)[label][:2]:
+        for run in experiments.planned(CPU, "table3")[label]:
             finished_runs(dict(zip("abcde", 35 + rng.normal(0, 0.05, 5), strict=True)), [run])
     traps = pd.read_csv(config.ROOT / "results" / "cpu" / "protocol_traps.csv")
     table = findings.errors_found(CPU, traps, findings.cost_cells(), findings.peers())
-    assert "2 seeds" in table[table.error.str.contains("five images")].shown_by.item()
+    assert "5 seeds" in table[table.error.str.contains("five images")].shown_by.item()
 
 
 def test_a_run_trained_twice_is_compared_with_itself(results):
-    run = experiments.table3(CPU)["U-HDB IKM"][0]
-    assert findings.repeats(CPU).empty
-    earlier = run.folder.parents[1] / "repeats" / run.id
-    for folder, psnr, commit in ((run.folder, 31.0, "later"), (earlier, 30.5, "first")):
-        scores = pd.DataFrame({"set": "Set5", "image": ["a", "b"], "psnr_y": [psnr, psnr + 1]})
-        write_csv(folder / "scores.csv", scores)
-        write_text(folder / "run.json", f'{{"git_commit": "{commit}"}}')
-    table = findings.repeats(CPU)
-    assert table.change_db.item() == pytest.approx(0.5) and table.commits.item() == "first and later"
-    assert table.over_images_sd_db.item() == 0
+    assert findings.repeats(CPU).change_db.isna().all()
+    usual, other = (experiments.planned(CPU, part)["U-HDB IKM"][0] for part in ("table3", "again"))
+    for run, psnr in ((usual, 31.0), (other, 30.5)):
+        write_csv(run.folder / "scores.csv",
+                  pd.DataFrame({"set": "Set5", "image": ["a", "b"], "psnr_y": [psnr, psnr + 1]}))
+        write_text(run.folder / "run.json", "{}")
+    table = findings.repeats(CPU).set_index("variant")
+    assert table.change_db["U-HDB IKM"] == pytest.approx(-0.5) and table.over_images_sd_db["U-HDB IKM"] == 0
+    assert table.runs["U-HDB IKM"] == "2 of 2 runs" and table.runs["U-HDB none"] == "0 of 2 runs"
