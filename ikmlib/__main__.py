@@ -1,4 +1,4 @@
-"""Command line: `python -m ikmlib run|train|status|pack|unpack|data|report|bench|weights|upscale`."""
+"""Command line: `python -m ikmlib run|train|status|data|report|bench|weights|upscale`."""
 from __future__ import annotations
 
 import argparse
@@ -43,10 +43,6 @@ def _parser() -> argparse.ArgumentParser:
     training(sub)
     plan_or_profile(command("status", "the plan: what is finished, missing, and the hours left on this device",
                             profile=False))
-    sub = command("pack", "write a profile's runs, finished or not, as at most 8 files of at most 15 MB")
-    sub.add_argument("destination", type=Path)
-    sub = command("unpack", "add packed runs to the records", profile=False)
-    sub.add_argument("parts", type=Path, nargs="+")
     sub = command("data", "download image sets into the cache, or check every file of installed ones", profile=False)
     sub.add_argument("action", choices=("fetch", "verify"))
     sub.add_argument("sets", nargs="*",
@@ -176,23 +172,6 @@ def _status_command(args: argparse.Namespace) -> int:
     return 0
 
 
-def _pack_command(args: argparse.Namespace) -> int:
-    from . import packing
-
-    parts, left_out = packing.pack(config.get_profile(args.profile), args.destination)
-    print(*parts, sep="\n")
-    print(*(f"no room for {name}" for name in left_out), sep="\n", end="\n" if left_out else "")
-    return 0
-
-
-def _unpack_command(args: argparse.Namespace) -> int:
-    from . import packing
-
-    written = packing.unpack(args.parts)
-    print(f"{len(written)} files added to {config.results_root()}")
-    return 0
-
-
 def _data_command(args: argparse.Namespace) -> int:
     from . import datasets
 
@@ -252,9 +231,8 @@ def _bench_command(args: argparse.Namespace) -> int:
     return 0
 
 
-_COMMANDS = {"run": _run_command, "train": _train_command, "status": _status_command, "pack": _pack_command,
-             "unpack": _unpack_command, "data": _data_command, "report": _report_command,
-             "bench": _bench_command, "weights": _weights_command, "upscale": _upscale_command}
+_COMMANDS = {"run": _run_command, "train": _train_command, "status": _status_command,
+             "data": _data_command, "report": _report_command, "bench": _bench_command, "weights": _weights_command, "upscale": _upscale_command}
 
 if __name__ == "__main__":
     sys.exit(main())

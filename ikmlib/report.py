@@ -321,7 +321,6 @@ def report_html(markdown: str, folder: Path) -> str:
             return match[0]
         return f'src="data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"'
 
-    body = re.sub(r'href="(notebooks/[\w.-]+)\.ipynb"', r'href="\1.html"', body)   # the executed copy as a web page
     return _HTML.format(title=markdown.splitlines()[0].lstrip("# "), body=re.sub(r'src="([\w.-]+\.png)"', inline, body))
 
 

@@ -142,9 +142,8 @@ def _portable(node: object) -> object:
 
 
 def _save_executed(source: Path, target: Path, error: Exception | None) -> None:
-    """Moves the executed notebook to `target` and writes its HTML beside it, both without paths of this machine."""
+    """Moves the executed notebook to `target`, without paths of this machine."""
     import nbformat
-    from nbconvert import HTMLExporter
     from papermill import PapermillExecutionError
 
     notebook = nbformat.from_dict(_portable(nbformat.read(source, as_version=4)))
@@ -153,14 +152,10 @@ def _save_executed(source: Path, target: Path, error: Exception | None) -> None:
         notebook.cells.insert(0, nbformat.v4.new_markdown_cell(f"**Stopped: {type(error).__name__}: {error}**"))
     nbformat.write(notebook, source)
     os.replace(source, target)
-    html, _ = HTMLExporter().from_notebook_node(notebook, {"metadata": {"name": target.stem}})
-    page = source.with_suffix(".html")
-    page.write_text(html, encoding="utf-8")
-    os.replace(page, target.with_suffix(".html"))
 
 
 def execute(notebook_path: Path, target: Path, parameters: Mapping[str, object]) -> Exception | None:
-    """Executes one notebook into `target` and `target`.html; returns what stopped it, None if nothing did.
+    """Executes one notebook into `target`; returns what stopped it, None if nothing did.
 
     The partial notebook of a failure is kept, with the error in it. Raises ValueError for unknown parameters.
     """

@@ -16,8 +16,6 @@ BLOCKED = ("matplotlib", "seaborn", "papermill", "IPython", "ipykernel", "jupyte
                                       "small, paper"),
     (["train", "--profile", "smoke", "--only", "77"], "no runs are known for 77"),
     (["run", "--profile", "smoke", "--only", "77"], "77"),
-    (["pack", "--profile", "paper", "nowhere"], "no runs to pack"),
-    (["unpack", "absent.part"], "absent.part"),
     (["data", "verify", "Set6"], "Set6"),
     (["train", "--profile", "smoke", "--no-download", "--jobs", "-3"], "--jobs must be 1 or more, not -3"),
 ])
@@ -106,7 +104,7 @@ class Block:
         if name.split(".")[0] in {BLOCKED!r}:
             raise ImportError("blocked " + name)
 sys.meta_path.insert(0, Block())
-from ikmlib import artefacts, claims, findings, packing, report, runner, synthetic, protocol
+from ikmlib import artefacts, claims, findings, report, runner, synthetic, protocol
 from ikmlib.__main__ import main
 sys.exit(main(["status", "--profile", "smoke"]))
 """

@@ -144,8 +144,8 @@ def test_a_run_with_a_failure(notebooks, results, capsys):
     assert shown.splitlines()[-1] == f"report: {made / 'REPORT.md'} and {made / 'report.html'}"
 
     done = made / "notebooks"
-    assert {path.name for path in done.iterdir()} == {"01_bad.html", "01_bad.ipynb", "04_free.html", "04_free.ipynb"}
-    assert "no value 3" in (done / "01_bad.html").read_text() and "not reached" in (done / "01_bad.ipynb").read_text()
+    assert {path.name for path in done.iterdir()} == {"01_bad.ipynb", "04_free.ipynb"}
+    assert "no value 3" in (bad := (done / "01_bad.ipynb").read_text()) and "not reached" in bad
     assert printed(done / "01_bad.ipynb") == ""   # stopped at the error
     python = runner._portable(os.path.abspath(sys.executable))
     assert printed(done / "04_free.ipynb") == f"smoke False notebooks\n./ikmlib/__init__.py {python}\n"
@@ -162,7 +162,7 @@ def test_success_selected_and_dead_kernel(notebooks, results, capsys):
     assert printed(results / "smoke" / "notebooks" / "02_b.ipynb") == "2\n"
     assert runner.run_notebooks("smoke", only=["03_dies"]) == 1
     assert "DeadKernelError: Kernel died" in capsys.readouterr().out
-    assert "Stopped: DeadKernelError" in (results / "smoke" / "notebooks" / "03_dies.html").read_text()
+    assert "Stopped: DeadKernelError" in (results / "smoke" / "notebooks" / "03_dies.ipynb").read_text()
 
 
 @pytest.mark.parametrize("cuda, said", [

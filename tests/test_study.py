@@ -1,4 +1,4 @@
-"""Runs: trained once, scored once, locked, packed and moved; committed records are what their specs say."""
+"""Runs: trained once, scored once, locked; committed records are what their specs say."""
 import fcntl
 import json
 from dataclasses import replace
