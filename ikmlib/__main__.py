@@ -231,8 +231,9 @@ def _bench_command(args: argparse.Namespace) -> int:
     return 0
 
 
-_COMMANDS = {"run": _run_command, "train": _train_command, "status": _status_command,
-             "data": _data_command, "report": _report_command, "bench": _bench_command, "weights": _weights_command, "upscale": _upscale_command}
+_COMMANDS = {"run": _run_command, "train": _train_command, "status": _status_command, "data": _data_command,
+             "report": _report_command, "bench": _bench_command, "weights": _weights_command,
+             "upscale": _upscale_command}
 
 if __name__ == "__main__":
     sys.exit(main())
