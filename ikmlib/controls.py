@@ -25,7 +25,7 @@ from .models import SRNetwork
 from .stats import MIN_SEEDS, SMALLEST, Difference
 from .study import Run
 from .test_time import TEST_TIME, test_time_scores
-from .trainers import mae
+from .trainers import learning_rate, mae
 
 BLOCKS = ("U-HDB", "RB")
 GRADIENT_UPDATES = (0, 10, 50, 100, 200)
@@ -157,6 +157,7 @@ def gradient_agreement(profile: Profile) -> pd.DataFrame:
                         cosine = float(torch.cosine_similarity(g, exact, dim=0))
                         rows.append((update, seed, rule, cosine, math.degrees(math.acos(min(cosine, 1.0))),
                                      float(g.norm() / exact.norm())))
+            optimizer.param_groups[0]["lr"] = learning_rate(run.rate, update, run.updates, run.schedule)
             optimizer.zero_grad(set_to_none=True)
             mae(model(lr), hr, model.std).backward()
             optimizer.step()
