@@ -97,8 +97,8 @@ def _network_section(name: str, entry: dict) -> list[str]:
             f"`{entry['sha256']}`; run `{entry['id']}` of profile {profile.name}, commit `{entry['git_commit']}`.",
             f"Trained on {', '.join(spec['data'])} (files `{entry['data_sha256']}`; images left out: {left_out}): "
             f"{spec['updates']:,} updates of {spec['batch']} patches of {spec['patch']} x {spec['patch']} LR pixels, "
-            f"seed {spec['seed']}, Adam at {spec['rate']:g} {SCHEDULES[spec.get('schedule', 'halving')]}, mean absolute "
-            "error of RGB.",
+            f"seed {spec['seed']}, Adam at {spec['rate']:g} {SCHEDULES[spec.get('schedule', 'halving')]}, mean "
+            "absolute error of RGB.",
             f"Compute: {entry['train_seconds'] / 3600:.2f} hours on {entry['device']}, torch {entry['torch']}; by the "
             "clock, whatever else the machine did meanwhile and pauses of the process included.",
             beside_published(entry), *_scores_section(entry)]
