@@ -57,8 +57,8 @@ PROFILES = {
     p.name: p
     for p in (
         Profile("smoke", "does everything run? Embedded photographs, minutes on two CPU cores; not evidence",
-                updates=30, batch=4, patch=16, train_sets=("embedded-train",), test_sets=("embedded-test",),
-                seeds=(0,), test_crop=128, validations=3, evidence=False, blocks=1),
+                updates=10, batch=4, patch=16, train_sets=("embedded-train",), test_sets=("embedded-test",),
+                seeds=(0,), test_crop=128, validations=2, evidence=False, blocks=1),
         Profile("cpu-first", "the first evidence, by the paper's rate in a hundredth of its updates; carries no "
                 "verdict any more", updates=2000, batch=8, patch=24, train_sets=CLASSIC, test_sets=BENCHMARKS[:3],
                 evidence=False),

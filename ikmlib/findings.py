@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from . import artefacts, config, evidence, experiments
+from . import artefacts, config, evidence, experiments, protocol
 from .config import Profile
 from .experiments import Variants
 from .layers import attention_range
@@ -246,6 +246,12 @@ def _cost_errors(cells: pd.DataFrame, table: pd.DataFrame) -> list[tuple]:
                      f"{fit.params_thousands_ours:,.0f} K ({fit.network}), {other.params_thousands_ours:,.0f} K "
                      f"({other.network})"))
     return rows
+
+
+def known_traps(profile: Profile) -> pd.DataFrame:
+    """`protocol.traps` as notebook 00 recorded them at this profile; measured now where it has not."""
+    path = config.results_root() / profile.name / "protocol_traps.csv"
+    return pd.read_csv(path) if path.exists() else protocol.traps()
 
 
 def _trap_errors(traps: pd.DataFrame) -> list[tuple]:

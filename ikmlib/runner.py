@@ -1,18 +1,22 @@
-"""Executes the notebooks in order, as `./run_all.sh` and `python -m ikmlib run` do.
+"""Executes the notebooks, as `./run_all.sh` and `python -m ikmlib run` do.
 
-One failing notebook stops nothing that does not depend on it. Papermill and Jupyter are imported inside the functions
+Several at once; one that fails stops no other. Papermill and Jupyter are imported inside the functions
 that need them, so that the library imports without them.
 """
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
+import shutil
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from .config import ROOT, get_profile, results_root
@@ -20,6 +24,8 @@ from .config import ROOT, get_profile, results_root
 NOTEBOOKS = ROOT / "notebooks"
 PLACES = ("IKM_RESULTS", "IKM_DATA", "IKM_CACHE")   # environment variables that hold folders
 INTERRUPTED = 130   # the shell's exit code for Ctrl-C
+WORKERS = 4         # notebooks executed at once, at most
+ALONE = ("08", "13", "99")   # they measure times, or read what the others wrote: after them, one by one
 
 
 # --- which notebooks, with what -------------------------------------------------------------------------------------
@@ -56,31 +62,18 @@ def check_parameters(notebook_path: Path, parameters: Mapping[str, object]) -> N
                          f"cell; it has: {', '.join(sorted(known)) or 'none'}")
 
 
-def _needs(notebook_path: Path) -> tuple[str, ...]:
-    import nbformat
-
-    needs = tuple(nbformat.read(notebook_path, as_version=4).metadata.get("ikm", {}).get("needs", ()))
-    earlier = [path.stem for path in find_notebooks() if path.stem < notebook_path.stem]
-    for stem in needs:
-        if stem not in earlier:
-            raise ValueError(f"{notebook_path.name} needs {stem!r}, which is no earlier notebook; "
-                             f"there are: {', '.join(earlier) or 'none'}")
-    return needs
-
-
 @dataclass(frozen=True)
 class Job:
     """One notebook to execute."""
 
     path: Path
     parameters: dict[str, object]   # given to its `parameters` cell
-    needs: tuple[str, ...]          # names of earlier notebooks without which it makes no sense: `metadata.ikm.needs`
 
 
 def plan(profile: str, only: Sequence[str] = (), train: bool = True) -> list[Job]:
     """What `run_notebooks` executes, in order: every notebook gets `profile`, and `train` if it has that parameter.
 
-    Raises ValueError for an unknown notebook, a notebook without `profile`, or a need that is no earlier notebook.
+    Raises ValueError for an unknown notebook or a notebook without `profile`.
     """
     jobs = []
     for path in find_notebooks(only):
@@ -88,7 +81,7 @@ def plan(profile: str, only: Sequence[str] = (), train: bool = True) -> list[Job
         if "train" in known_parameters(path):
             parameters["train"] = train
         check_parameters(path, parameters)
-        jobs.append(Job(path, parameters, _needs(path)))
+        jobs.append(Job(path, parameters))
     return jobs
 
 
@@ -168,8 +161,8 @@ def execute(notebook_path: Path, target: Path, parameters: Mapping[str, object])
         running = Path(folder).resolve() / target.name
         try:
             papermill.execute_notebook(
-                str(notebook_path), str(running), dict(parameters), kernel_name=kernel_name(), cwd=str(NOTEBOOKS),
-                progress_bar=False, start_timeout=300,
+                str(notebook_path), str(running), dict(parameters), kernel_name=kernel_name(),
+                cwd=str(notebook_path.parent), progress_bar=False, start_timeout=300,
                 stderr_file=sys.stderr if sys.stderr.isatty() else None,   # the progress bars of training
                 iopub_timeout=120, coalesce_streams=True,   # a busy machine; one line per progress bar
                 extra_arguments=["--Application.log_level=CRITICAL"],   # of the kernel itself
@@ -194,26 +187,46 @@ def _describe(error: Exception) -> str:
 # --- all of them ----------------------------------------------------------------------------------------------------
 
 
-def _run_all(jobs: Sequence[Job], out: Path) -> dict[str, str]:
-    """Executes `jobs` in order into the folder `out`; returns what became of those that are not ok, {name: why}."""
-    bad: dict[str, str] = {}
-    for count, job in enumerate(jobs, start=1):
-        name, title = job.path.stem, f"[{count}/{len(jobs)}] {job.path.stem}"
-        missing = [need for need in job.needs if need in bad]
-        if missing:
-            bad[name] = f"skipped, needs {', '.join(missing)}"
-            print(f"{title} {bad[name]}", flush=True)
-            continue
-        print(f"{title} …", flush=True)
-        start = time.monotonic()
-        error = execute(job.path, out / job.path.name, job.parameters)
-        seconds = f"{time.monotonic() - start:.0f} s"
+def _outcome(job: Job, out: Path) -> tuple[Job, float, str | None]:
+    """A notebook executed into the folder `out`: the job, seconds, and what stopped it in words."""
+    start = time.monotonic()
+    error = execute(job.path, out / job.path.name, job.parameters)
+    return job, time.monotonic() - start, None if error is None else _describe(error)
+
+
+def _share_cores(workers: int) -> None:
+    """What a worker process does first: Ctrl-C is its parent's to handle, and kernels share the cores."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
+
+def _outcomes(jobs: Sequence[Job], out: Path) -> Iterator[tuple[Job, float, str | None]]:
+    """The `_outcome` of every job as it comes: several notebooks at once, then those of ALONE one by one."""
+    together = [job for job in jobs if job.path.stem[:2] not in ALONE]
+    workers = min(len(together), os.cpu_count() or 1, WORKERS)
+    if workers > 1:
+        try:
+            with multiprocessing.get_context("spawn").Pool(workers, _share_cores, (workers,)) as pool:
+                yield from pool.imap_unordered(partial(_outcome, out=out), together)
+        finally:   # of workers that were stopped
+            for folder in out.glob(".running-*"):
+                shutil.rmtree(folder, ignore_errors=True)
+    for job in jobs if workers < 2 else [job for job in jobs if job not in together]:
+        yield _outcome(job, out)
+
+
+def _run_all(jobs: Sequence[Job], out: Path) -> list[str]:
+    """Executes `jobs` into the folder `out` and tells how it goes; names of those that failed."""
+    failed = []
+    print(f"executing {', '.join(job.path.stem[:2] for job in jobs)} …", flush=True)
+    for count, (job, seconds, error) in enumerate(_outcomes(jobs, out), start=1):
+        title = f"[{count}/{len(jobs)}] {job.path.stem}"
         if error is None:
-            print(f"{title} ok in {seconds}", flush=True)
+            print(f"{title} ok in {seconds:.0f} s", flush=True)
         else:
-            bad[name] = "failed"
-            print(f"{title} FAILED after {seconds}; see {out / job.path.name}\n{_describe(error)}", flush=True)
-    return bad
+            failed.append(job.path.stem)
+            print(f"{title} FAILED after {seconds:.0f} s; see {out / job.path.name}\n{error}", flush=True)
+    return failed
 
 
 def run_notebooks(profile: str, only: Sequence[str] = (), train: bool = True) -> int:
@@ -221,8 +234,8 @@ def run_notebooks(profile: str, only: Sequence[str] = (), train: bool = True) ->
 
     profile: a name of `config.PROFILES`, or `auto`. only: numbers or names, see `find_notebooks`. train: False uses the
     recorded runs and trains nothing. Executed copies go to `results/<profile>/notebooks/`. The code is 0 if all is
-    well, 1 if a notebook failed or was skipped because one that it needs did, 130 after Ctrl-C. Before anything runs:
-    raises ValueError for an unknown profile and what `plan` refuses, RuntimeError if no kernel runs this Python.
+    well, 1 if a notebook failed, 130 after Ctrl-C. Before anything runs: raises ValueError for an unknown profile and
+    what `plan` refuses, RuntimeError if no kernel runs this Python.
     """
     name = get_profile(profile).name
     why = f" (auto: {'a' if name == 'small' else 'no'} CUDA device found)" if profile == "auto" else ""
@@ -231,8 +244,8 @@ def run_notebooks(profile: str, only: Sequence[str] = (), train: bool = True) ->
     kernel_name()
     try:
         bad = _run_all(jobs, results_root().resolve() / name / "notebooks")
-        for stem, what in bad.items():
-            print(f"not ok: {stem} ({what})", flush=True)
+        for stem in bad:
+            print(f"not ok: {stem}", flush=True)
         from .report import write_overall, write_report
 
         report, overall = write_report(name), write_overall()
