@@ -267,6 +267,21 @@ def planned(profile: Profile, part: str) -> Variants:
             for label, run in PARTS[part][1](profile).items()}
 
 
+def recorded(notebook: str) -> Profile:
+    """The largest profile at which all declared runs of a notebook are finished; where there is none, the one with the
+    largest share of them. Of a notebook without runs: the largest at which it was executed, else `cpu`."""
+    parts = [part for part, (shown_in, _) in PARTS.items() if shown_in == notebook]
+
+    def finished(profile: Profile) -> float:
+        runs = [run for part in parts for runs in planned(profile, part).values() for run in runs]
+        executed = (config.results_root() / profile.name / "pages" / f"{notebook}.json").exists()
+        return sum(run.finished for run in runs) / len(runs) if runs else -1 + executed * (not parts)
+
+    evidence = [profile for profile in reversed(PROFILES.values()) if profile.evidence]
+    best = max(evidence, key=finished)   # of equal ones the first, which is the largest
+    return best if finished(best) >= 0 else PROFILES["cpu"]
+
+
 def complete(variants: Variants) -> Variants:
     """The same with an empty list for every variant of whose runs some are not finished."""
     return {label: runs if all(run.finished for run in runs) else [] for label, runs in variants.items()}

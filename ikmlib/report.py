@@ -11,7 +11,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,8 @@ from .stats import MIN_SEEDS, SMALLEST, UNTESTED, VERDICTS
 
 # Decimals shown, by a word in the column's name
 DIGITS = (("ssim", 4), ("psnr", 2), ("db", 3), ("_k_", 1), ("_g_", 1))
+# Columns of contrasts that the CSV files hold and tables leave out
+DETAILS = ("images_error_db", "images_freedom", "seeds_error_db", "seeds_freedom")
 # What the top-level report shows, in order of interest, as far as it is there
 KEY_FIGURES = ("table3_contrasts", "controls_order", "fig10_batches", "table4_gain", "fig1_errors",
                "protocol_attention")
@@ -63,13 +65,16 @@ def check_parameters(cells: Sequence[str]) -> None:
 
 @dataclass
 class Page:
-    """A notebook's way to the records: what it writes here is what the report shows."""
+    """A notebook's way to the records: what it writes here is what the report shows.
+
+    A `recorded` page shows what is on disk and writes nothing: costly measurements come from the committed tables.
+    """
 
     name: str
     profile: Profile
+    recorded: bool = False
 
     def __post_init__(self):
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._manifest = {"notebook": self.name, "profile": self.profile.name,
                           "tables": [], "figures": [], "claims": []}
 
@@ -79,15 +84,36 @@ class Page:
 
     def _note(self, kind: str, entry: dict) -> None:
         """List an entry in the manifest, in place of an earlier one of the same name."""
+        if self.recorded:
+            return
         kept = [e for e in self._manifest[kind] if e["name"] != entry["name"]]
         self._manifest[kind] = [*kept, entry]
         write_text(self.folder / "pages" / f"{self.name}.json", json.dumps(self._manifest, indent=1) + "\n")
 
     def table(self, frame: pd.DataFrame, name: str, caption: str = ""):
         """Write results/<profile>/<name>.csv; returns the table as people read it (see `readable`), for display."""
-        write_csv(self.folder / f"{name}.csv", frame)
+        if not self.recorded:
+            write_csv(self.folder / f"{name}.csv", frame)
         self._note("tables", {"name": name, "caption": caption})
         return readable(frame).style.hide()
+
+    def measured(self, name: str, measure: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        """A costly table: `measure()`, or on a recorded page the committed results/<profile>/<name>.csv."""
+        path = self.folder / f"{name}.csv"
+        return pd.read_csv(path) if self.recorded and path.exists() else measure()
+
+    def shown(self, *names: str) -> None:
+        """Display committed tables (x.csv) and figures (x.png) of this profile as they are on disk."""
+        from IPython.display import Image, display
+
+        for path in (self.folder / name for name in names if (self.folder / name).exists()):
+            display(Image(filename=str(path), width=900) if path.suffix == ".png" else
+                    readable(pd.read_csv(path)).style.hide())
+
+    def told(self, claim: str):
+        """A verdict of this profile as it is on disk."""
+        written = [entry for page in claims.pages(self.profile) for entry in page["claims"] if entry["name"] == claim]
+        return _in_words(written[0]) if written else None
 
     def figure(self, figure, name: str, caption: str = "", *, any_profile: bool = False):
         """Write results/<profile>/<name>.png, marked with the profile, close the figure and show the file. Unless
@@ -102,13 +128,13 @@ class Page:
         if not (self.profile.evidence or any_profile):
             figure.text(0.5, 0.5, "not evidence", ha="center", va="center",
                         rotation=25, fontsize=64, color="0.5", alpha=0.25)
-        path = self.folder / f"{name}.png"
         picture = io.BytesIO()
         figure.savefig(picture, format="png")
-        write_bytes(path, picture.getvalue())
+        if not self.recorded:
+            write_bytes(self.folder / f"{name}.png", picture.getvalue())
         plt.close(figure)
         self._note("figures", {"name": name, "caption": caption})
-        return Image(filename=str(path), width=900)
+        return Image(data=picture.getvalue(), width=900)
 
     def verdict(self, claim: str, *, paper: str, ours: str, verdict: str, because: str, seeds: int | None = None,
                 any_profile: bool = False):
@@ -117,21 +143,33 @@ class Page:
         Unless `any_profile` (the work is the same in every profile), a profile that is no evidence gives "not tested at
         this budget". Raises ValueError for an unknown verdict.
         """
-        from IPython.display import Markdown
-
         if verdict not in VERDICTS:
             raise ValueError(f"unknown verdict {verdict!r}; allowed: {', '.join(VERDICTS)}")
         if not (self.profile.evidence or any_profile):
             verdict = UNTESTED
-        self._note("claims", {"name": claim, "paper": paper, "ours": ours, "verdict": verdict, "because": because,
-                              "seeds": seeds})
-        return Markdown(f"**{claim}: {verdict}.** {because}\n\nPaper: {paper}\n\nOurs: {ours}")
+        entry = {"name": claim, "paper": paper, "ours": ours, "verdict": verdict, "because": because, "seeds": seeds}
+        self._note("claims", entry)
+        return _in_words(entry)
+
+
+def _in_words(entry: dict):
+    """A verdict as a notebook shows it."""
+    from IPython.display import Markdown
+
+    return Markdown(f"**{entry['name']}: {entry['verdict']}.** {entry['because']}\n\nPaper: {entry['paper']}\n\n"
+                    f"Ours: {entry['ours']}")
 
 
 def open_page(name: str, *, profile: str, cells: Sequence[str] = ()) -> Page:
-    """The page of notebook `name`; refuses unknown parameters and profiles, sets the style. `cells`: IPython's `In`."""
+    """The page of notebook `name`; refuses unknown parameters and profiles, sets the style. `cells`: IPython's `In`.
+
+    The profile "recorded" is the largest one whose declared runs for this notebook are finished (see
+    `experiments.recorded`); its page trains nothing and writes nothing.
+    """
     check_parameters(cells)
     style()
+    if profile == "recorded":
+        return Page(name, experiments.recorded(name), recorded=True)
     return Page(name, config.get_profile(profile))
 
 
@@ -156,7 +194,7 @@ def _text(value, column: str) -> str:
 def readable(frame: pd.DataFrame) -> pd.DataFrame:
     """A frame of records as text: `x_paper`, `x_ours`, `x_sd` become twin columns "x paper" | "x ours" (± sd)."""
     shown = pd.DataFrame(index=frame.index)
-    for column in frame.columns:
+    for column in frame.columns.difference(DETAILS, sort=False):
         if column.endswith("_sd") and f"{column[:-3]}_ours" in frame:
             continue
         text = [_text(value, column) for value in frame[column]]

@@ -6,13 +6,12 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from ikmlib import claims, config, controls, report, study
+from ikmlib import claims, config, report, study
 from ikmlib.experiments import NOTEBOOKS
 
 REPORTED = [path.parent.name for path in sorted((config.ROOT / "results").glob("*/REPORT.md"))]
 # Made of records alone; the other notebooks' tables are measurements, checked where they are made
 OF_RECORDS = [name for name in NOTEBOOKS if name[:2] not in ("11", "99")]
-MEASURED = ("fig9_cost", "controls_gradients")
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +28,7 @@ class Checked(report.Page):
     """Keeps a notebook's tables instead of writing them."""
 
     def __post_init__(self):
-        self.tables = {}
+        self.tables, self.recorded = {}, True   # a recorded page's measurements are the committed ones
 
     def table(self, frame, name, caption=""):
         self.tables[name] = frame
@@ -45,14 +44,12 @@ def tables_now(name, profile, monkeypatch):
     """The tables that a notebook's code makes of the records, in this process; nothing is trained or written."""
     page = Checked(name, config.PROFILES[profile])
     monkeypatch.setattr(report, "open_page", lambda *words, **options: page)
-    monkeypatch.setattr(controls, "gradient_agreement", lambda profile: pd.DataFrame(
-        columns=["update", "seed", "rule", "cosine", "angle_degrees", "norm_ratio"], dtype=float))
     first, *rest = code(config.ROOT / "notebooks" / f"{name}.ipynb")
     space = {"In": [first], "__name__": "__main__"}
     for cell in (first, f"profile, train = {profile!r}, False", *rest):
         exec(cell, space)   # noqa: S102 - the project's own notebooks
     plt.close("all")
-    return {key: frame for key, frame in page.tables.items() if key not in MEASURED}
+    return page.tables
 
 
 def assert_current(now, path):

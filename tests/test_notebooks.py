@@ -1,4 +1,4 @@
-"""The notebooks: thin, linked, without outputs, and executed for real at the smoke profile."""
+"""The notebooks: short cells, linked, without outputs, and executed for real at the smoke profile."""
 import ast
 import json
 import re
@@ -20,15 +20,10 @@ def cells(path, kind):
 
 
 @by_name
-def test_thin_and_without_outputs(path):
-    code = cells(path, "code")
-    assert len(code) <= 14
-    for cell in code:
-        source = "".join(cell["source"])
+def test_short_cells_without_outputs(path):
+    for cell in cells(path, "code"):
         assert not cell["outputs"] and cell["execution_count"] is None
-        assert len(source.splitlines()) <= 15
-        nodes = ast.walk(ast.parse(source))
-        assert not any(isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda) for node in nodes)
+        assert len("".join(cell["source"]).splitlines()) <= 40
 
 
 @by_name
