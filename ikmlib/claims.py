@@ -30,6 +30,12 @@ CLAIMS = {
     "C11": ("IKM is slower than vanilla convolution", "13"),
     "C12": ("IKM adapts to each signal", "01"),
 }
+# The same in fewer words, for the picture of all claims
+SHORT = {"C1": "IKM beats vanilla", "C2": "as good as CA, SA", "C3": "more so at larger R", "C4": "threshold",
+         "C5": "IsO beats GO", "C6": "U-style, hourglass help", "C7": "hourglass beats other orders",
+         "C8": "grows with size, saturates", "C9": "beats others", "C10": "attention follows composition",
+         "C11": "IKM is slower", "C12": "adapts to each signal", "E1": "own attention is why",
+         "E2": "mere scale is why"}
 EVIDENCE = tuple(profile for profile in reversed(PROFILES.values()) if profile.evidence)   # the largest budget first
 COLUMNS = ["claim", "paper", "ours", "profile", "rests_on", "verdict", "notebook"]
 

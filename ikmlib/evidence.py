@@ -16,7 +16,7 @@ from .claims import seeds_in_words
 from .config import PROFILES, Profile
 from .experiments import PARTS, Variants, complete, planned
 from .models import cost
-from .stats import MIN_SEEDS, SMALLEST, UNTESTED, Difference, contrast, judge, outcomes, residual_deviation
+from .stats import MIN_SEEDS, SMALLEST, UNTESTED, Difference, Waiting, contrast, judge, outcomes, residual_deviation
 from .study import Run
 
 Weights = Mapping[str, float]
@@ -148,21 +148,21 @@ def _trained(label: str, wanted: Variants) -> str:
     return label if label in wanted else label.partition(",")[0]
 
 
-def differences(table: pd.DataFrame, names: Sequence[str] | None = None) -> dict[str, Difference | str]:
-    """Rows of `contrasts` as what `claim` takes; all of them, or those named. An unanswered one is what it waits for:
-    "6 of 10 runs"."""
+def differences(table: pd.DataFrame, names: Sequence[str] | None = None) -> dict[str, Difference | Waiting]:
+    """Rows of `contrasts` as what `claim` takes; all of them, or those named."""
     rows = table.set_index("contrast")
     rows = rows if names is None else rows.loc[list(names)]
-    found: dict[str, Difference | str] = {}
+    found: dict[str, Difference | Waiting] = {}
     for name, row in rows.iterrows():
         pairs = ((row.images_error_db, row.images_freedom), (row.seeds_error_db, row.seeds_freedom))
         errors = tuple(pair for pair in pairs if pd.notna(pair[1]))
-        found[name] = row.runs if pd.isna(row.gain_db_ours) else Difference(
-            row.gain_db_ours, row.low_db, row.high_db, int(row.seeds), int(row.images), errors=errors)
+        found[name] = Waiting(row.runs, row.gain_db_paper) if pd.isna(row.gain_db_ours) else Difference(
+            row.gain_db_ours, row.low_db, row.high_db, int(row.seeds), int(row.images), errors=errors,
+            paper=row.gain_db_paper)
     return found
 
 
-def _in_words(name: str, d: Difference | str, outcome: str | None) -> str:
+def _in_words(name: str, d: Difference | Waiting, outcome: str | None) -> str:
     """A comparison as a verdict tells it: difference, interval, outcome, and what could have been seen."""
     if outcome is None:
         return f"{name} {d}"
@@ -170,12 +170,12 @@ def _in_words(name: str, d: Difference | str, outcome: str | None) -> str:
     return f"{name} {d} ({outcome}{seen})"
 
 
-def claim(found: Mapping[str, Difference | str], profile: Profile, *, paper: str, holds: str, margin: float = 0.0,
+def claim(found: Mapping[str, Difference | Waiting], profile: Profile, *, paper: str, holds: str, margin: float = 0.0,
           smallest: float = SMALLEST, correct: Callable[[Sequence[float]], Sequence[float]] = list,
-          ) -> dict[str, str | int]:
+          ) -> dict[str, object]:
     """Keyword arguments of `Page.verdict` for a claim that all of `found` are better, or at least as good within
-    `margin` (see `stats.outcomes`). What is a text instead of a difference waits for runs: the claim is not tested."""
-    tested = {name: d for name, d in found.items() if not isinstance(d, str)}
+    `margin` (see `stats.outcomes`). While one of them waits for runs, the claim is not tested."""
+    tested = {name: d for name, d in found.items() if isinstance(d, Difference)}
     fewest = min((d.seeds for d in tested.values()), default=0) if len(tested) == len(found) else 0
     said = dict(zip(tested, outcomes(list(tested.values()), margin=margin, smallest=smallest, correct=correct),
                     strict=True))
@@ -187,7 +187,9 @@ def claim(found: Mapping[str, Difference | str], profile: Profile, *, paper: str
         ours = (f"{len(tested)} of {len(found)} comparisons complete, from {min(means):+.3f} to {max(means):+.3f} dB: "
                 f"{counts}; {max(sizes):.3f} dB could have been seen in any of them")
     enough = profile.evidence and fewest >= MIN_SEEDS
-    return {"paper": paper, "ours": ours, "seeds": fewest,
+    comparisons = {name: [None if pd.isna(x) else float(x) for x in (d.paper, *getattr(d, "interval", ()))]
+                   for name, d in found.items()}
+    return {"paper": paper, "ours": ours, "seeds": fewest, "comparisons": comparisons,
             "verdict": judge(list(said.values())) if enough else UNTESTED,
             "because": f"{holds} " + (f"Fewest seeds of any comparison: {fewest} ({MIN_SEEDS} needed)." if fewest else
                                       "Some of the declared runs are not finished.")}

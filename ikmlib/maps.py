@@ -23,7 +23,7 @@ from .evidence import claim
 from .layers import attending
 from .metrics import luma, psnr_y
 from .models import DenseUnit, SRNetwork
-from .stats import Difference, half_width, paired, standard_error
+from .stats import Difference, Waiting, half_width, paired, standard_error
 from .study import Run
 from .trainers import pairs, restored, super_resolve
 from .weights import trained_network
@@ -262,7 +262,7 @@ def question_table(measured: Mapping[str, Attention]) -> pd.DataFrame:
 def c10(measured: Mapping[str, Attention], profile: Profile) -> dict[str, str]:
     """C10, for `Page.verdict`: attention differs between images, has the shapes that the paper names, and has each
     where the image's composition has it."""
-    found: dict[str, Difference | str] = {"attention": "no weights of a finished run are at hand"}
+    found: dict[str, Difference | Waiting] = {"attention": Waiting("no weights of a finished run are at hand")}
     if measured:
         found = {name: d for name, d in questions(measured["trained"]).items() if not name.startswith("vertical")}
     words = claim(found, profile, paper="an image composed around its centre gets an isotropic Laplace, one with "

@@ -11,7 +11,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,8 +137,10 @@ class Page:
         return Image(data=picture.getvalue(), width=900)
 
     def verdict(self, claim: str, *, paper: str, ours: str, verdict: str, because: str, seeds: int | None = None,
-                any_profile: bool = False):
+                comparisons: Mapping[str, Sequence[float | None]] | None = None, any_profile: bool = False):
         """Record what became of a claim, resting on so many seeds (None: on no training), and show it.
+
+        `comparisons`: for the picture of all claims, name -> [the paper's difference, ours, low, high], dB.
 
         Unless `any_profile` (the work is the same in every profile), a profile that is no evidence gives "not tested at
         this budget". Raises ValueError for an unknown verdict.
@@ -148,6 +150,7 @@ class Page:
         if not (self.profile.evidence or any_profile):
             verdict = UNTESTED
         entry = {"name": claim, "paper": paper, "ours": ours, "verdict": verdict, "because": because, "seeds": seeds}
+        entry |= {"comparisons": dict(comparisons)} if comparisons else {}
         self._note("claims", entry)
         return _in_words(entry)
 
@@ -375,6 +378,58 @@ def write_report(profile: str) -> Path:
     return folder / "REPORT.md"
 
 
+IN_OTHER_UNITS = ("C10",)   # claims whose comparisons are no differences of PSNR
+FACTORS = {"C3": 6.0}       # a slope, dB per pixel of R: drawn as the difference from R = 3 to R = 9
+
+
+def figure_claims():
+    """All claims in one picture, a row each: the paper's differences as diamonds, ours with 95 % intervals, verdicts.
+
+    Of the profile that `claims.best` chooses for each; a claim that is not about differences of PSNR has its verdict
+    alone.
+    """
+    import matplotlib.pyplot as plt
+
+    table = claims.best()
+    table = table[table.claim.str.match(r"[CE]\d") & ~table.claim.str.fullmatch("C1, U-HDB")].reset_index(drop=True)
+    figure, axes = plt.subplots(figsize=(9, 0.9 + 0.52 * len(table)))
+    for y, row in table.iterrows():
+        comparisons = _comparisons(row.profile, row.claim) if row.claim not in IN_OTHER_UNITS else []
+        factor = FACTORS.get(row.claim, 1.0)
+        for (paper, *ours), offset in zip(comparisons, np.linspace(-0.3, 0.3, len(comparisons) + 2)[1:-1], strict=True):
+            if paper is not None:
+                axes.plot(factor * paper, y + offset, "D", ms=5, mfc="none", color="C1")
+            if ours:
+                mean, low, high = (factor * value for value in ours)
+                axes.errorbar(mean, y + offset, xerr=[[mean - low], [high - mean]], fmt="o", ms=4, capsize=2,
+                              color="C0")
+        axes.annotate(row.verdict.removesuffix(" at this budget"), (1.01, y), xycoords=("axes fraction", "data"),
+                      va="center", fontsize=10,
+                      color={"supported": "C2", "not supported": "C3"}.get(row.verdict, "0.3"))
+    axes.axvline(0, color="0.3", lw=1)
+    axes.plot([], [], "D", mfc="none", color="C1", label="paper (Set5; Table IV: BSD100)")
+    axes.errorbar([], [], xerr=[], fmt="o", color="C0", capsize=2, label="ours, 95 % interval")
+    axes.set_yticks(range(len(table)), [f"{c}  {_short(c)}" for c in table.claim], fontsize=10)
+    axes.set_ylim(len(table) - 0.5, -0.5)
+    axes.set(xlabel="PSNR difference that the claim is about (dB)", xlim=(-0.2, 0.2))
+    axes.grid(False, axis="y")
+    figure.legend(ncols=2, loc="outside lower center", fontsize=10)
+    return figure
+
+
+def _comparisons(profile: str, claim: str) -> list[list[float | None]]:
+    """What a claim compares at a profile: [the paper's difference, ours, low, high] each; the paper's alone while it
+    waits for runs."""
+    pages = claims.pages(config.PROFILES[profile]) if profile in config.PROFILES else []
+    return [values for page in pages for entry in page["claims"] if entry["name"] == claim
+            for values in entry.get("comparisons", {}).values()]
+
+
+def _short(claim: str) -> str:
+    """A claim in a few words, for the picture."""
+    return claims.SHORT.get(claim.partition(",")[0], "")
+
+
 def _key_figures() -> list[str]:
     """The first four of KEY_FIGURES that are there, each from the profile with the most evidence that has it."""
     parts, root = [], config.results_root()
@@ -403,6 +458,7 @@ def overall_markdown() -> str:
         profiles.append((f"[{profile.name}]({profile.name}/REPORT.md)", _budget(profile), len(runs), hours))
     return "\n\n".join([
         "# Reproduction report: the best evidence so far",
+        "![All claims: the paper's differences and ours](claims.png)",
         "What became of the claims of *Image-specific Convolutional Kernel Modulation for Single Image "
         "Super-resolution* (arXiv 2111.08362). All numbers of a row are of the one profile that it names: the largest "
         "budget at which all declared runs are finished, whatever the verdict there; where none are, the largest that "
@@ -416,7 +472,14 @@ def overall_markdown() -> str:
 
 
 def write_overall() -> Path:
-    """Write the top-level REPORT.md (see `overall_markdown`); returns its path."""
-    path = config.results_root() / "REPORT.md"
+    """Write the top-level REPORT.md (see `overall_markdown`) and its picture of all claims; returns REPORT.md."""
+    import matplotlib.pyplot as plt
+
+    path, picture = config.results_root() / "REPORT.md", io.BytesIO()
+    style()
+    figure = figure_claims()
+    figure.savefig(picture, format="png")
+    plt.close(figure)
+    write_bytes(path.with_name("claims.png"), picture.getvalue())
     write_text(path, overall_markdown())
     return path

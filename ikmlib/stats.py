@@ -45,6 +45,7 @@ class Difference:
     images: int
     unit: str = "dB"
     errors: Errors = ()
+    paper: float = float("nan")   # what the paper prints
 
     @property
     def interval(self) -> tuple[float, float, float]:
@@ -72,6 +73,17 @@ class Difference:
 
     def __str__(self) -> str:
         return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}] {self.unit}"
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A comparison that is not made yet, and what it waits for, such as "6 of 10 runs"."""
+
+    runs: str
+    paper: float = float("nan")
+
+    def __str__(self) -> str:
+        return self.runs
 
 
 def standard_error(values: np.ndarray) -> tuple[float, int]:
