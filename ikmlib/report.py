@@ -392,7 +392,7 @@ def figure_claims():
 
     table = claims.best()
     table = table[table.claim.str.match(r"[CE]\d") & ~table.claim.str.fullmatch("C1, U-HDB")].reset_index(drop=True)
-    figure, axes = plt.subplots(figsize=(9, 0.9 + 0.52 * len(table)))
+    figure, axes = plt.subplots(figsize=(9, 1 + 0.42 * len(table)))
     for y, row in table.iterrows():
         comparisons = _comparisons(row.profile, row.claim) if row.claim not in IN_OTHER_UNITS else []
         factor = FACTORS.get(row.claim, 1.0)
@@ -409,7 +409,7 @@ def figure_claims():
     axes.axvline(0, color="0.3", lw=1)
     axes.plot([], [], "D", mfc="none", color="C1", label="paper (Set5; Table IV: BSD100)")
     axes.errorbar([], [], xerr=[], fmt="o", color="C0", capsize=2, label="ours, 95 % interval")
-    axes.set_yticks(range(len(table)), [f"{c}  {_short(c)}" for c in table.claim], fontsize=10)
+    axes.set_yticks(range(len(table)), [_short(c) for c in table.claim], fontsize=10)
     axes.set_ylim(len(table) - 0.5, -0.5)
     axes.set(xlabel="PSNR difference that the claim is about (dB)", xlim=(-0.2, 0.2))
     axes.grid(False, axis="y")
@@ -426,8 +426,9 @@ def _comparisons(profile: str, claim: str) -> list[list[float | None]]:
 
 
 def _short(claim: str) -> str:
-    """A claim in a few words, for the picture."""
-    return claims.SHORT.get(claim.partition(",")[0], "")
+    """A claim in a few words, for the picture: "C4 threshold (median)"."""
+    number, *_, part = claim.split(", ") if ", " in claim else (claim, "")
+    return f"{number} {claims.SHORT.get(number, '')}" + f" ({part})" * bool(part)
 
 
 def _key_figures() -> list[str]:
