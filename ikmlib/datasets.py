@@ -11,7 +11,6 @@ import csv
 import hashlib
 import http.client
 import importlib.util
-import io
 import os
 import shutil
 import tarfile
@@ -34,7 +33,7 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from ikmlib import config
+from ikmlib import config, pictures
 
 REGISTRY = Path(__file__).with_name("registry.csv")
 ADDRESS = "https://raw.githubusercontent.com/{repository}/{commit}/{repository_path}"
@@ -261,24 +260,20 @@ def load(name: str, limit: int | None = None) -> dict[str, np.ndarray]:
 def read_image(path: str | os.PathLike) -> np.ndarray:
     """The image file as uint8 (H, W, 3), or (H, W, 1) if it is stored as grey; transparency is laid over white.
 
-    Raises FileNotFoundError, and ValueError for what is no image, is damaged, or has more than 8 bits a sample.
+    Raises FileNotFoundError, and ValueError for a file that `pictures.read` refuses, such as one of 16 bits a sample.
     """
-    data = Path(path).read_bytes()
     try:
-        image = Image.open(io.BytesIO(data))
-        deep = image.mode[0] in "IF" or ";16" in str(image.tile)    # of 16-bit colour PIL would drop 8 bits silently
-        image.load()
-    except Exception as error:   # PIL raises many kinds on damaged files
-        page = ": it is an HTML page" if _is_html(data) else f" ({error})"
-        raise ValueError(f"{path} is damaged or no image{page}") from error
-    if deep:
-        raise ValueError(f"{path} has more than 8 bits a sample (mode {image.mode}); allowed: 8-bit images")
-    if image.mode in ("L", "1"):
-        return np.array(image.convert("L"))[:, :, None]
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = pictures.read(path)
+    except ValueError as error:
+        with open(path, "rb") as file:
+            if _is_html(file.read(64)):
+                raise ValueError(f"{path} is no picture: it is an HTML page") from error
+        raise
+    if image.mode in ("RGBA", "LA"):
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.array(image.convert("RGB"))
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    pixels = np.array(image)
+    return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
 def fingerprint(names: Iterable[str]) -> str:

@@ -5,11 +5,9 @@ import hashlib
 import io
 import os
 import socket
-import struct
 import tarfile
 import threading
 import zipfile
-import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -236,46 +234,14 @@ def test_palette_and_transparency_become_rgb(tmp_path):
     assert datasets.read_image(saved(tmp_path, Image.fromarray(rgba))).tolist() == [[[1, 2, 3], [255, 255, 255]]]
 
 
-def png16(channels: int) -> bytes:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", 2, 2, 16, {1: 0, 3: 2, 4: 6}[channels], 0, 0, 0)
-    rows = zlib.compress((b"\0" + bytes(range(4 * channels))) * 2)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-
-
-@pytest.mark.parametrize("channels", [1, 3, 4])
-def test_16_bit_is_refused_not_cut_down(tmp_path, channels):
-    put(tmp_path, {"deep.png": png16(channels)})
-    with pytest.raises(ValueError, match=r"deep\.png has more than 8 bits"):
-        datasets.read_image(tmp_path / "deep.png")
-
-
-def test_float_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"f\.tif has more than 8 bits a sample \(mode F\)"):
-        datasets.read_image(saved(tmp_path, Image.new("F", (2, 2)), "f.tif"))
-
-
-@pytest.mark.parametrize("kind", ["png", "jpeg", "bmp", "tiff"])
-def test_a_truncated_image_is_an_error(tmp_path, kind):
-    data = encoded(0, kind, side=64)
-    put(tmp_path, {f"cut.{kind}": data[:len(data) // 2]})
-    with pytest.raises(ValueError, match=rf"cut\.{kind} is damaged"):
-        datasets.read_image(tmp_path / f"cut.{kind}")
-
-
-def test_a_flipped_bit_in_a_png_is_an_error(tmp_path):
-    data = bytearray(encoded(0, side=64))
-    data[len(data) // 2] ^= 4
-    put(tmp_path, {"flip.png": bytes(data)})
-    with pytest.raises(ValueError, match="flip.png is damaged"):
-        datasets.read_image(tmp_path / "flip.png")
+def test_a_picture_of_16_bits_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"deep\.png has 16 bits a sample; 8 are allowed"):
+        datasets.read_image(saved(tmp_path, Image.fromarray(np.zeros((2, 2), np.uint16)), "deep.png"))
 
 
 def test_no_image_at_all(tmp_path):
     put(tmp_path, {"page.png": b"\n<!DOCTYPE html><title>404</title>", "empty.png": b""})
-    with pytest.raises(ValueError, match="page.png is damaged or no image: it is an HTML page"):
+    with pytest.raises(ValueError, match="page.png is no picture: it is an HTML page"):
         datasets.read_image(tmp_path / "page.png")
     with pytest.raises(ValueError, match="empty.png"):
         datasets.read_image(tmp_path / "empty.png")

@@ -1,24 +1,23 @@
 """A trained network in use: its weights file, pictures of many kinds through it, the model card."""
 import io
 import json
+import os
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import tifffile
 import torch
-from PIL import Image, ImageCms
+from PIL import Image
 from skimage import data as photographs
 
 from ikmlib import card, config, files, study, upscale, weights
 from ikmlib.__main__ import main
 from ikmlib.models import Architecture, SRNetwork
 from ikmlib.trainers import super_resolve
-from ikmlib.upscale import Picture, enlarge, plan, png, read
+from ikmlib.upscale import enlarge, plan, png
 
 RGB = photographs.astronaut()[100:120, 200:230]      # (20, 30, 3)
-FRAMES = [Image.new("L", (9, 9), value) for value in (0, 99)]
-DEEP = np.random.default_rng(0).integers(0, 65536, (6, 9, 3), dtype=np.uint16)
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +44,6 @@ def file(trained, tmp_path, monkeypatch):
 def model() -> SRNetwork:
     torch.manual_seed(0)
     return SRNetwork(Architecture("db", blocks=1, depths=(1,), channels=8, growth=4), 2).eval()
-
-
-def encoded(image: Image.Image, kind: str, **options) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
 
 
 # --- weights --------------------------------------------------------------------------------------------------------
@@ -125,102 +118,87 @@ def test_unfinished_run_cannot_be_exported(results):
         weights.export(results)
 
 
-# --- reading and writing pictures -----------------------------------------------------------------------------------
-
-
-def test_8_bit_kinds(tmp_path):
-    image, grey = Image.fromarray(RGB), Image.fromarray(RGB).convert("L")
-    alpha = Image.fromarray(np.arange(600, dtype=np.uint8).reshape(20, 30))
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    with_alpha, grey_alpha, clear = image.copy(), grey.copy(), image.quantize(8)
-    with_alpha.putalpha(alpha)
-    grey_alpha.putalpha(alpha)
-    kinds = {
-        "a.png": (encoded(image, "PNG"), RGB), "a.bmp": (encoded(image, "BMP"), RGB),
-        "a.tif": (encoded(image, "TIFF", compression="tiff_lzw"), RGB),
-        "a.webp": (encoded(with_alpha, "WEBP", lossless=True, exact=True), np.dstack([RGB, alpha])),
-        "rgba.png": (encoded(with_alpha, "PNG"), np.dstack([RGB, alpha])),
-        "la.png": (encoded(grey_alpha, "PNG"), np.dstack([grey, alpha])),
-        "grey.png": (encoded(grey, "PNG"), np.array(grey)[..., None]),
-        "bit.png": (encoded(grey.convert("1"), "PNG"), np.array(grey.convert("1").convert("L"))[..., None]),
-        "palette.gif": (encoded(clear, "GIF"), np.array(clear.convert("RGB"))),
-        "clear.png": (encoded(clear, "PNG", transparency=2),
-                      np.dstack([np.array(clear.convert("RGB")), (np.array(clear) != 2) * np.uint8(255)])),
-        "turned.png": (encoded(image.transpose(Image.Transpose.ROTATE_90), "PNG", exif=exif), RGB),
-    }
-    for name, (content, expected) in kinds.items():
-        (tmp_path / name).write_bytes(content)
-        picture = read(tmp_path / name)
-        assert picture.bits == 8 and np.array_equal(picture.channels, expected), name
-        assert np.array_equal(np.array(Image.open(io.BytesIO(png(picture)))).reshape(expected.shape), expected), name
-
-
-def test_16_bit_kinds_keep_every_bit(tmp_path):
-    values = (DEEP / 65535).astype(np.float32)
-    for colour, alpha in ((values, None), (values, values[..., 0] / 2), (values[..., :1], None)):
-        picture = Picture(colour, alpha, 16)
-        (tmp_path / "a.png").write_bytes(png(picture))
-        assert np.array_equal(read(tmp_path / "a.png").channels, picture.channels)
-    assert np.array_equal(Picture(values, bits=16).channels, DEEP)
-    for options in ({}, {"compression": "zlib"}, {"byteorder": ">"}):
-        tifffile.imwrite(tmp_path / "a.tif", DEEP, photometric="rgb", **options)
-        assert np.array_equal(read(tmp_path / "a.tif").channels, DEEP), options
-    tifffile.imwrite(tmp_path / "a.tif", DEEP[..., 0])
-    assert np.array_equal(read(tmp_path / "a.tif").channels, DEEP[..., :1])
-
-
-def test_cmyk_becomes_rgb_and_a_profile_is_kept(tmp_path):
-    Image.fromarray(RGB).convert("CMYK").save(tmp_path / "a.jpg", quality=100)
-    assert abs(read(tmp_path / "a.jpg").colour * 255 - RGB).mean() < 6
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    plain = read(tmp_path / "a.jpg").colour
-    Image.open(tmp_path / "a.jpg").save(tmp_path / "b.jpg", quality=100, icc_profile=profile)   # not one for CMYK
-    assert abs(read(tmp_path / "b.jpg").colour - plain).mean() < 0.01
-    Image.fromarray(RGB).save(tmp_path / "a.png", icc_profile=profile)
-    assert Image.open(io.BytesIO(png(enlarge(model(), read(tmp_path / "a.png"))))).info["icc_profile"] == profile
-
-
-@pytest.mark.parametrize(("name", "content", "message"), [
-    ("text.png", b"hello", "no picture"), ("empty.png", b"", "no picture"),
-    ("cut.png", encoded(Image.fromarray(RGB), "PNG")[:-600], "damaged"),
-    ("two.gif", encoded(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:]), "2 frames"),
-    ("float.tif", encoded(Image.fromarray(RGB[..., 0].astype(np.float32)), "TIFF"), "32-bit F; allowed"),
-])
-def test_what_cannot_be_read_is_named(tmp_path, name, content, message):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=message):
-        read(tmp_path / name)
-
-
-def test_planar_16_bit_tiff_is_not_misread(tmp_path):
-    """Pillow decodes it, wrongly and without a word."""
-    tifffile.imwrite(tmp_path / "a.tif", np.ascontiguousarray(DEEP.transpose(2, 0, 1)), photometric="rgb",
-                     planarconfig="separate")
-    with pytest.raises(ValueError, match="16-bit samples laid out as R"):
-        read(tmp_path / "a.tif")
-
-
 # --- through the network --------------------------------------------------------------------------------------------
 
 
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.array(image).astype(int)
+
+
 def test_rgb_is_what_the_study_scores():
-    picture = Picture((RGB / 255).astype(np.float32))
-    assert np.array_equal(enlarge(model(), picture).channels, super_resolve(model(), RGB))
+    assert np.array_equal(pixels(enlarge(model(), Image.fromarray(RGB))), super_resolve(model(), RGB))
 
 
-def test_grey_transparent_and_tiny_pictures():
-    grey = (RGB[..., :1] / 255).astype(np.float32)
-    through = enlarge(model(), Picture(grey, np.full((20, 30), 0.5, np.float32), 16))
-    expected = super_resolve(model(), np.repeat(RGB[..., :1], 3, 2)).mean(2, keepdims=True)
-    assert through.channels.shape == (40, 60, 2) and through.channels.dtype == np.uint16
-    assert np.allclose(through.colour * 255, expected, atol=1) and np.allclose(through.alpha, 0.5)
-    assert enlarge(model(), Picture(grey[:1, :1])).colour.shape == (2, 2, 1)
-    assert enlarge(model(), Picture(np.ones((1, 70, 3), np.float32))).colour.shape == (2, 140, 3)
+def test_grey_and_tiny_pictures_and_their_profile():
+    grey = Image.fromarray(RGB[..., 0])
+    grey.info["icc_profile"] = b"grey"
+    found = enlarge(model(), grey)
+    expected = super_resolve(model(), np.repeat(RGB[..., :1], 3, 2)).mean(2)
+    assert found.mode == "L" and abs(pixels(found) - expected).max() <= 1
+    assert Image.open(io.BytesIO(png(found))).info["icc_profile"] == b"grey"
+    for size in ((1, 1), (70, 1)):
+        assert enlarge(model(), Image.new("LA", size)).size == (2 * size[0], 2 * size[1])
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_colour_hidden_under_transparency_does_not_reach_the_network(mode):
+    """A white disc with soft edges, over hidden black, is white throughout, as an opaque white picture is."""
+    y, x = np.mgrid[-24:24, -24:24] + 0.5
+    alpha = Image.fromarray((255 * (16 - np.hypot(y, x)).clip(0, 1)).astype(np.uint8))
+    disc = Image.merge(mode, [alpha.point(lambda a: 255 * (a > 0))] * (len(mode) - 1) + [alpha])
+    found, white = enlarge(model(), disc), enlarge(model(), Image.new(mode[:-1], disc.size, "white"))
+    assert found.mode == mode and np.array_equal(pixels(found.convert(mode[:-1])), pixels(white))
+    assert np.array_equal(pixels(found.getchannel("A")), pixels(alpha.resize((96, 96), Image.Resampling.BICUBIC)))
+    opaque = Image.fromarray(RGB)
+    opaque.putalpha(255)
+    assert np.array_equal(pixels(enlarge(model(), opaque))[..., :3], super_resolve(model(), RGB))
+
+
+class Doubled(torch.nn.Module):
+    """A network whose result does not depend on the tile; it notes the tiles' sizes."""
+
+    scale = 2
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.seen = torch.nn.Parameter(torch.ones(1)), []
+
+    def forward(self, x):
+        self.seen.append(tuple(x.shape[2:]))
+        return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+@pytest.mark.parametrize(("size", "tiles"), [((16, 16), 1), ((16, 17), 2), ((28, 29), 6), ((40, 5), 3)])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_tiles_cover_the_picture_and_are_never_larger_than_a_tile(size, tiles, mode, monkeypatch):
+    monkeypatch.setattr(upscale, "TILE", 16)
+    monkeypatch.setattr(upscale, "OVERLAP", 4)
+    picture = Image.fromarray(np.random.default_rng(0).integers(1, 256, (*size, 4), dtype=np.uint8)).convert(mode)
+    network = Doubled()
+    found = enlarge(network, picture)
+    assert set(network.seen) == {(min(size[0], 16), min(size[1], 16))} and len(network.seen) == tiles
+    expected = pixels(picture).repeat(2, 0).repeat(2, 1)
+    assert np.array_equal(pixels(found)[..., :3], expected[..., :3])
+
+
+def test_tiles_of_convolutions_are_the_whole_picture_where_the_overlap_suffices(monkeypatch):
+    """Half of the overlap, 8, is more than what the convolutions reach; attention would be the tile's own."""
+    torch.manual_seed(0)
+    network = SRNetwork(Architecture("db", blocks=1, depths=(1,), channels=8, growth=4, attention="none"), 2).eval()
+    picture = Image.fromarray(photographs.astronaut()[100:160, 200:270])
+    whole = pixels(enlarge(network, picture))
+    monkeypatch.setattr(upscale, "TILE", 32)
+    monkeypatch.setattr(upscale, "OVERLAP", 16)
+    assert abs(pixels(enlarge(network, picture)) - whole).max() <= 1   # rounding
+    monkeypatch.setattr(upscale, "OVERLAP", 0)
+    assert abs(pixels(enlarge(network, picture)) - whole).max() > 1
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
 
 
 def test_plan(tmp_path):
-    for name in ("in/a.JPG", "in/sub/b.png", "in/notes.txt", "in/.hidden.png", "in/out/old.png"):
+    for name in ("in/a.JPG", "in/sub/b.png", "in/notes.txt", "in/paper.pdf", "in/film.mpg", "in/.hidden.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     inside, out = tmp_path / "in", tmp_path / "in" / "out"
@@ -237,17 +215,34 @@ def test_plan(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*only to see that everything runs")
+@pytest.mark.parametrize("out", ["holiday/day", "holiday", "."])
+def test_results_may_go_to_the_inputs_folder_or_above_and_are_no_inputs(file, tmp_path, capsys, out):
+    day, out = tmp_path / "holiday" / "day", tmp_path / out
+    day.mkdir(parents=True)
+    for name in ("a.png", "b_x2.png"):   # the second only looks like a result
+        Image.fromarray(RGB).save(day / name)
+    for said in ("2 written", "0 written to .*, 2 were there, unchanged"):
+        assert main(["upscale", str(day), "-o", str(out)]) == 0
+        assert re.search(said, capsys.readouterr().out)
+    assert sorted(p.name for p in set(day.iterdir()) | set(out.glob("*.png"))) == [
+        "a.png", "a_x2.png", "b_x2.png", "b_x2_x2.png"]
+
+
+@pytest.mark.filterwarnings("ignore:.*only to see that everything runs")
 def test_one_bad_file_does_not_stop_the_rest(file, tmp_path, capsys):
     inside, out = tmp_path / "in", tmp_path / "out"
     inside.mkdir()
     for name in ("b.png", "c.png", "c.bmp"):
         Image.fromarray(RGB).save(inside / name)
     (inside / "a.png").write_text("no picture")
-    assert main(["upscale", str(inside), str(tmp_path / "absent.png"), "-o", str(out)]) == 1
+    (inside / "paper.pdf").write_text("passed over in a folder")
+    (tmp_path / "film.mpg").write_text("an error where it is named")
+    assert main(["upscale", str(inside), *(str(tmp_path / name) for name in ("absent.png", "film.mpg")),
+                 "-o", str(out)]) == 1
     said = capsys.readouterr()
-    assert "2 written" in said.out and "3 failed" in said.out
-    for line in (f"error: {inside / 'a.png'}: no picture", f"error: {inside / 'c.png'}: its result",
-                 f"error: {tmp_path / 'absent.png'}: "):
+    assert "2 written" in said.out and "4 failed" in said.out
+    for line in (f"error: {inside / 'a.png'} is no picture", f"error: {inside / 'c.png'}: its result",
+                 f"'{tmp_path / 'absent.png'}'", f"error: {tmp_path / 'film.mpg'} is no picture"):
         assert line in said.err
     network, _ = weights.load(file)
     assert np.array_equal(np.array(Image.open(out / "b_x2.png")), super_resolve(network, RGB))
@@ -255,15 +250,46 @@ def test_one_bad_file_does_not_stop_the_rest(file, tmp_path, capsys):
 
 
 @pytest.mark.filterwarnings("ignore:.*only to see that everything runs")
-def test_inputs_are_never_overwritten(file, tmp_path):
-    for name in ("a.png", "a_x2.png"):
+def test_neither_inputs_nor_other_files_are_overwritten(file, tmp_path):
+    for name in ("a.png", "a_x2.png", "b.png"):
         Image.fromarray(RGB).save(tmp_path / name)
+    (tmp_path / "b_x2.png").write_text("mine")
     before = (tmp_path / "a_x2.png").read_bytes()
+    inputs = [tmp_path / name for name in ("a.png", "a_x2.png", "b.png")]
     with pytest.warns(UserWarning, match="only to see that everything runs"):
-        written, failed = upscale.upscale([tmp_path / "a.png", tmp_path / "a_x2.png"], tmp_path, show=False)
-    assert written == [tmp_path / "a_x2_x2.png"] and list(failed) == [tmp_path / "a.png"]
-    assert (tmp_path / "a_x2.png").read_bytes() == before
+        written, kept, failed = upscale.upscale(inputs, tmp_path, show=False)
+    assert written == [tmp_path / "a_x2_x2.png"] and not kept and list(failed) == [inputs[0], inputs[2]]
+    assert "is an input" in failed[inputs[0]] and "was not written by this command" in failed[inputs[2]]
+    assert (tmp_path / "a_x2.png").read_bytes() == before and (tmp_path / "b_x2.png").read_text() == "mine"
     assert main(["upscale", str(tmp_path / "a.png"), "-o", str(tmp_path / "a.png")]) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*only to see that everything runs")
+def test_after_a_stop_the_same_command_continues(file, tmp_path, monkeypatch, capsys):
+    for name in ("a.png", "b.png"):
+        Image.fromarray(RGB).save(tmp_path / name)
+    command = ["upscale", *(str(tmp_path / name) for name in ("a.png", "b.png")), "-o", str(tmp_path / "out")]
+    reads = iter([None, KeyboardInterrupt()])
+
+    def stopped(path):
+        if (stop := next(reads)) is not None:
+            raise stop
+        return read(path)
+
+    read = upscale.read
+    with monkeypatch.context() as patch:
+        patch.setattr(upscale, "read", stopped)
+        assert main(command) == 130 and "the same command continues" in capsys.readouterr().err
+    result = tmp_path / "out" / "a_x2.png"
+    first = result.stat().st_mtime_ns
+    assert main(command) == 0 and "1 written" in (said := capsys.readouterr().out) and "1 were there" in said
+    assert result.stat().st_mtime_ns == first
+    times = os.stat(tmp_path / "a.png")
+    Image.fromarray(RGB[::-1]).save(tmp_path / "a.png")   # another picture, of the same age
+    os.utime(tmp_path / "a.png", ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert main(command) == 0 and "1 written" in capsys.readouterr().out
+    monkeypatch.setattr(upscale, "OVERLAP", 16)   # other tiles
+    assert main(command) == 0 and "2 written" in capsys.readouterr().out
 
 
 def test_weights_of_another_scale_are_an_error(file, tmp_path, capsys):
