@@ -18,23 +18,29 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, text: str, *, profile: bool = True, only: bool = False) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(parser=sub)
         if profile:
-            sub.add_argument("--profile", default="auto", help=f"auto (default), {', '.join(config.PROFILES)}")
+            sub.add_argument("--profile", default="auto", metavar="NAME", choices=("auto", *config.PROFILES),
+                             help=f"auto (default: small where CUDA is, else smoke), {', '.join(config.PROFILES)}")
         if only:
             sub.add_argument("--only", action="append", default=[], metavar="NN",
                              help="only this notebook or its runs, by number (04) or name; repeatable, or a comma list")
         return sub
 
     def plan_or_profile(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--profile", help=f"{', '.join(config.PROFILES)}; default: small where CUDA is, else the "
-                         "plan's stages A to E, across cpu and cpu-long")
+        sub.add_argument("--profile", metavar="NAME", choices=("auto", *config.PROFILES),
+                         help=f"{', '.join(config.PROFILES)}; default: small where CUDA is, else the plan's stages A "
+                         "to E, across cpu and cpu-long")
 
     def training(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--jobs", type=int, help="runs trained at once (default: one a CPU core, or 4 on a GPU)")
         sub.add_argument("--no-download", action="store_true", help="use the image sets that are installed, fetch none")
 
     sub = command("run", "train what is missing, execute the notebooks, write the report", only=True)
+    sub.formatter_class = argparse.RawDescriptionHelpFormatter
+    sub.epilog = "profiles:\n" + "\n".join(f"  {p.name:10} {p.summary}" for p in config.PROFILES.values())
     sub.add_argument("--no-train", action="store_true", help="use the recorded runs, train none")
+    sub.add_argument("--dry-run", action="store_true", help="check the arguments, name the notebooks, do nothing")
     training(sub)
     sub = command("train", "train the plan's unfinished runs in its order; stop and continue at any time",
                   profile=False, only=True)
@@ -70,7 +76,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code. Errors that a user can mend are one line on stderr and exit code 2."""
-    args = _parser().parse_args(argv)
+    args, unknown = _parser().parse_known_args(argv)
+    if unknown:
+        args.parser.error(f"unknown: {' '.join(unknown)}")   # with the usage of this very command
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)   # stop as for Ctrl-C: save first
     try:
@@ -149,10 +157,16 @@ def _prepare_data(profile: config.Profile, download: bool) -> None:
 
 
 def _run_command(args: argparse.Namespace) -> int:
-    from . import experiments, runner
+    from . import runner
 
-    profile, only = config.get_profile(args.profile), _names(args.only)
+    only = _names(args.only)
     stems = [path.stem for path in runner.find_notebooks(only)]
+    if args.dry_run:   # this far, nothing but the standard library is needed
+        print(*stems, sep="\n")
+        return 0
+    from . import experiments
+
+    profile = config.get_profile(args.profile)
     with_runs = [stem for stem in stems if stem in experiments.NOTEBOOKS]
     if not args.no_train:
         _prepare_data(profile, not args.no_download)

@@ -53,15 +53,6 @@ def known_parameters(notebook_path: Path) -> set[str]:
     return set(papermill.inspect_notebook(str(notebook_path)))
 
 
-def check_parameters(notebook_path: Path, parameters: Mapping[str, object]) -> None:
-    """Raises ValueError if the `parameters` cell does not assign one of `parameters` (papermill itself only warns)."""
-    known = known_parameters(notebook_path)
-    unknown = sorted(set(parameters) - known)
-    if unknown:
-        raise ValueError(f"{notebook_path.name} has no parameter {', '.join(map(repr, unknown))} in its `parameters` "
-                         f"cell; it has: {', '.join(sorted(known)) or 'none'}")
-
-
 @dataclass(frozen=True)
 class Job:
     """One notebook to execute."""
@@ -73,14 +64,13 @@ class Job:
 def plan(profile: str, only: Sequence[str] = (), train: bool = True) -> list[Job]:
     """What `run_notebooks` executes, in order: every notebook gets `profile`, and `train` if it has that parameter.
 
-    Raises ValueError for an unknown notebook or a notebook without `profile`.
+    Raises ValueError for an unknown notebook.
     """
     jobs = []
     for path in find_notebooks(only):
         parameters: dict[str, object] = {"profile": profile}
         if "train" in known_parameters(path):
             parameters["train"] = train
-        check_parameters(path, parameters)
         jobs.append(Job(path, parameters))
     return jobs
 
@@ -150,11 +140,11 @@ def _save_executed(source: Path, target: Path, error: Exception | None) -> None:
 def execute(notebook_path: Path, target: Path, parameters: Mapping[str, object]) -> Exception | None:
     """Executes one notebook into `target`; returns what stopped it, None if nothing did.
 
-    The partial notebook of a failure is kept, with the error in it. Raises ValueError for unknown parameters.
+    The partial notebook of a failure is kept, with the error in it. A parameter that the notebook does not define is
+    such an error: `report.open_page`, in its first cells, refuses it.
     """
     import papermill
 
-    check_parameters(notebook_path, parameters)
     target.parent.mkdir(parents=True, exist_ok=True)
     error = None
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".running-") as folder, _kernel_environment():

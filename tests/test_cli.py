@@ -12,8 +12,6 @@ BLOCKED = ("matplotlib", "seaborn", "papermill", "IPython", "ipykernel", "jupyte
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (["status", "--profile", "huge"], "unknown profile 'huge'; allowed: auto, smoke, cpu-first, recipe, cpu, cpu-long, "
-                                      "small, paper"),
     (["train", "--profile", "smoke", "--only", "77"], "no runs are known for 77"),
     (["run", "--profile", "smoke", "--only", "77"], "77"),
     (["data", "verify", "Set6"], "Set6"),
@@ -41,10 +39,20 @@ def test_a_set_that_cannot_be_fetched_does_not_stop_the_others(results, monkeypa
     assert "no way to T91" in said and "no way to Set5" in said and "embedded-train" in said
 
 
-def test_unknown_command_exits_2(capsys):
+@pytest.mark.parametrize(("words", "message"), [
+    (["tarin"], "invalid choice: 'tarin'"),
+    (["train", "--fast", "now"], "python -m ikmlib train: error: unknown: --fast now"),
+    *((["status", "--profile", "huge"], name) for name in ("invalid choice: 'huge'", "auto", *config.PROFILES)),
+])
+def test_unknown_words_exit_2(capsys, words, message):
     with pytest.raises(SystemExit) as stop:
-        main(["tarin"])
-    assert stop.value.code == 2
+        main(words)
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_dry_run_names_the_notebooks(results, capsys):
+    assert main(["run", "--profile", "paper", "--only", "04,99_report", "--dry-run"]) == 0
+    assert capsys.readouterr().out == "04_table3_attention\n99_report\n" and not list(results.iterdir())
 
 
 def test_status_is_the_plan_with_the_hours_left(results, capsys):

@@ -68,16 +68,6 @@ def test_selection_by_number_and_name(notebooks):
         names("04", "05")
 
 
-def test_unknown_parameter_is_refused(notebooks):
-    path = make(notebooks, "00_a", parameters='profile = "smoke"')
-    runner.check_parameters(path, {"profile": "cpu"})
-    with pytest.raises(ValueError, match="00_a.ipynb has no parameter 'profil' .*it has: profile"):
-        runner.check_parameters(path, {"profil": "cpu"})
-    make(notebooks, "01_b", parameters="train = True")
-    with pytest.raises(ValueError, match="01_b.ipynb has no parameter 'profile'"):
-        runner.run_notebooks("smoke")
-
-
 def test_plan_passes_train_where_it_is_known(notebooks):
     make(notebooks, "00_a", parameters='profile = "smoke"')
     make(notebooks, "01_b")

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -67,10 +68,10 @@ def test_scripts_are_executable_bash(script):
 # --- run_all.sh -----------------------------------------------------------------------------------------------------
 
 
-def run(script: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+def run(script: Path, *arguments: str, folder: Path = Path("/"), **environment: str) -> subprocess.CompletedProcess:
     """Runs a script from another folder, with nothing but `environment` and a PATH."""
     environment.setdefault("PATH", f"{Path(sys.executable).parent}:/usr/bin:/bin")
-    return subprocess.run(["bash", script, *arguments], cwd="/", env=environment, capture_output=True, text=True,
+    return subprocess.run(["bash", script, *arguments], cwd=folder, env=environment, capture_output=True, text=True,
                           timeout=60, check=False)
 
 
@@ -78,30 +79,35 @@ def test_help():
     result = run(ROOT / "run_all.sh", "--help")
     assert result.returncode == 0 and result.stdout.startswith("Usage: ./run_all.sh") and result.stderr == ""
     assert all(word in result.stdout for word in ("--profile", "--only", "--no-train", "--setup-only", *PROFILES))
+    assert all(profile.summary in result.stdout for profile in PROFILES.values())
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--profile", "huge"], f"unknown profile 'huge'; allowed: auto, {', '.join(PROFILES)}"),
-    (["--profile=", "--only", "04"], "unknown profile ''; allowed: auto"),
-    (["--fast"], "unknown option --fast; allowed: --profile NAME, --only NN, --no-train, --setup-only, --help"),
-    (["smoke"], "unknown option smoke; allowed"),
-    (["--profile"], "--profile needs a value"),
+@pytest.mark.parametrize("arguments, said", [
+    (["--profile", "huge"], ["invalid choice: 'huge'", "auto", *PROFILES]),
+    (["--profile=", "--only", "04"], ["invalid choice: ''", "auto"]),
+    (["--setup-only", "--fast"], ["unknown: --fast", "--profile NAME", "--only NN", "--no-train"]),
+    (["smoke"], ["unknown: smoke"]),
+    (["--profile"], ["--profile: expected one argument"]),
+    (["--only", "77"], ["no notebook '77'", "there are: 04_table3"]),
 ])
-def test_mistakes_are_refused_before_any_installation(project, arguments, message):
+def test_mistakes_are_refused_before_any_installation(project, arguments, said):
     start = time.monotonic()
     result = run(project / "run_all.sh", *arguments)
     assert result.returncode == 2 and result.stdout == ""
-    assert f"run_all.sh: {message}" in result.stderr
+    assert all(words in result.stderr for words in said)
     assert time.monotonic() - start < 20 and not (project / ".venv").exists()
 
 
 @pytest.fixture
 def project(tmp_path) -> Path:
     """A copy of the project's set-up files that depends on a package that no Python has."""
-    folder = tmp_path / "project"
-    for name in ("run_all.sh", "run_tests.sh", "constraints.txt", "ikmlib/config.py"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, folder / name)
+    folder = tmp_path / "a project"
+    for name in ("ikmlib", "tools"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("run_all.sh", "run_tests.sh", "constraints.txt"):
+        shutil.copy(ROOT / name, folder)
+    (folder / "notebooks").mkdir()
+    (folder / "notebooks" / "04_table3.ipynb").touch()
     depend_on(folder, "no-such-package-ikm")
     return folder
 
@@ -111,20 +117,27 @@ def depend_on(project: Path, package: str) -> None:
         f'[project]\ndependencies = ["{package}"]\n[project.optional-dependencies]\ntest = []\n')
 
 
+def replace_main(project: Path, code: str) -> None:
+    """`code` is run by `python -m ikmlib run` after the arguments were found good."""
+    (project / "ikmlib" / "__main__.py").write_text(f"import sys; '--dry-run' in sys.argv and sys.exit()\n{code}")
+
+
 @pytest.fixture
 def stub(tmp_path) -> Path:
     """The folder of a `python3` that stands in for Python: it notes installations, which fail while `broken` is there.
 
     What it notes is in `log` beside it. Its virtual environments hold a copy of it, which claims to have all packages.
+    Like pip, it refuses to install for the user in a virtual environment.
     """
     folder = tmp_path / "stub"
     folder.mkdir()
     (folder / "python3").write_text(f"""#!/bin/bash
         note() {{ echo "$*" >> {folder}/log; }}
+        last=${{@: -1}}
         case "$*" in
-            "-m venv "*) note venv; mkdir -p "${{@: -1}}/bin"; cp "$0" "${{@: -1}}/bin/python" ;;
+            "-m venv --clear "*) note venv; rm -rf "$last"; mkdir -p "$last/bin"; cp "$0" "$last/bin/python" ;;
             "-m ipykernel install "*) note kernel ;;
-            "-m pip "*" install "*) note "pip ${{@: -1}}"; ! [ -e {folder}/broken ] ;;
+            "-m pip "*" install "*) note "pip $last"; ! [ -e {folder}/broken ] && [ "$PIP_USER" != 1 ] ;;
             "-c "*) echo "$0" ;;
             *) case "$0" in */.venv/*) echo "$0" ;; *) exec {sys.executable} "$@" ;; esac ;;
         esac
@@ -146,13 +159,17 @@ def test_installs_once_and_again_when_needed(project, stub):
     (stub / "broken").touch()
     assert set_up() == (1, whole[:2])
     (stub / "broken").unlink()
-    assert set_up() == (0, whole[1:])   # the unfinished installation is finished
-    assert set_up() == (0, [])          # and then used
+    assert set_up(PIP_USER="1") == (0, whole)   # the unfinished installation is done again
+    assert set_up() == (0, [])                  # and then used
     with open(project / "constraints.txt", "a") as file:
         file.write("# changed\n")
-    assert set_up() == (0, whole[1:])
+    assert set_up() == (0, whole)
     shutil.rmtree(project / ".venv" / "bin")
     assert set_up(IKM_TORCH_INDEX="file:///nowhere") == (0, ["venv", "pip torch", *whole[1:]])
+    project = project.rename(project.with_name("moved"))
+    whole[1] = f"pip {project}[test]"
+    assert set_up() == (0, whole)
+    assert set_up() == (0, [])
 
 
 def test_unreachable_torch_index_is_no_failure(project, stub):
@@ -175,7 +192,7 @@ def test_no_python_is_a_clear_error(project, tmp_path):
 
 def test_complete_python_is_used_and_gets_the_arguments(project):
     depend_on(project, "pytest>=8")
-    (project / "ikmlib" / "__main__.py").write_text("import sys; print(*sys.argv[1:]); sys.exit(3)")
+    replace_main(project, "print(*sys.argv[1:]); sys.exit(3)")
     used = Path(run(project / "run_all.sh", "--setup-only").stdout.strip())
     assert used.is_file() and used.parent.samefile(Path(sys.executable).parent)
     result = run(project / "run_all.sh", "--profile", "cpu", "--only=04", "--only", "07", "--no-train")
@@ -189,3 +206,25 @@ def test_python_with_a_package_out_of_range_is_not_used(project, stub):
     depend_on(project, "pytest<8")
     result = run(project / "run_all.sh", "--setup-only", PATH=f"{stub}:/usr/bin:/bin")
     assert result.stdout == f"{project}/.venv/bin/python\n"
+
+
+def test_the_callers_surroundings_do_not_matter(project, tmp_path):
+    """Another checkout and modules in the caller's folder, CDPATH, and a locale that cannot write UTF-8."""
+    depend_on(project, "pytest>=8")
+    replace_main(project, "import random, ikmlib; print(random.__file__, ikmlib.__file__, 'é', sys.stdout.encoding)")
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(project, elsewhere / project.name)
+    shutil.copytree(project / "ikmlib", elsewhere / "ikmlib")
+    for module in ("ikmlib/__init__", "ikmlib/__main__", "random", "packaging", "tomllib", "venv"):
+        (elsewhere / f"{module}.py").write_text("raise SystemExit('the wrong module')")
+    for folder, script in ((elsewhere, project / "run_all.sh"), (tmp_path, Path(project.name) / "run_all.sh")):
+        result = run(script, folder=folder, CDPATH=str(elsewhere), LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0")
+        assert result.returncode == 0, result.stderr
+        assert result.stdout == f"{random.__file__} {project / 'ikmlib' / '__init__.py'} é utf-8\n"
+
+
+def test_a_colon_in_the_path_is_a_clear_error(project):
+    project = project.rename(project.with_name("a:b"))
+    result = run(project / "run_all.sh", "--setup-only")
+    assert (result.returncode, result.stdout) == (2, "") and len(result.stderr.splitlines()) == 1
+    assert f"a colon in its path: move {project}" in result.stderr
