@@ -38,7 +38,7 @@ def _conv_each(x: Tensor, kernels: Tensor, stride, padding, dilation) -> Tensor:
     if x.is_cuda or x.is_contiguous():
         y = F.conv2d(x.flatten(0, 1)[None], kernels.flatten(0, 1), **options).squeeze(0).unflatten(0, (len(x), -1))
     else:   # channels last, and so is the one image of all channels
-        image = x.permute(2, 3, 0, 1).flatten(2).permute(2, 0, 1)[None]   # (1, B Ci, H, W)
+        image = x.permute(2, 3, 0, 1).flatten(2)[None].permute(0, 3, 1, 2)   # (1, B Ci, H, W)
         y = F.conv2d(image, kernels.flatten(0, 1), **options).squeeze(0)
         y = y.permute(1, 2, 0).unflatten(2, (len(x), -1)).permute(2, 3, 0, 1)
     return y if y.is_cuda or y.is_contiguous() else y.contiguous(memory_format=torch.channels_last)
