@@ -1,8 +1,8 @@
 """What IKM costs in time and memory beside the vanilla convolution (claim C11): the released scheme's price, and ours.
 
 Four schemes compute two functions. Vanilla: every layer convolves a concatenation, as dense networks are usually
-written; or each feature is convolved once for all later layers, as `models.DenseUnit` does. IKM: as released, every
-layer makes the attention of its whole input, and a grouped convolution applies it; or this project's layers.
+written (`models`); or each feature is convolved once for all later layers (`fast`). IKM: as released, every layer makes
+the attention of its whole input, and a grouped convolution applies it (`layers`); or rearranged (`fast`).
 """
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import study
-from .layers import IKMConv2d, contextual_attention
-from .models import ARCHITECTURES, DenseUnit, SRNetwork
+from .layers import IKMConv2d
+from .models import ARCHITECTURES, SRNetwork
 from .trainers import Captured, keep_memory
 
 VANILLA, BY_INPUTS, RELEASED, OURS = "vanilla", "vanilla, by inputs", "IKM as released", "IKM, ours"
@@ -37,49 +36,19 @@ PRICE = {"inference": 1.15, "training": 1.25}   # times vanilla: up to here, "at
 # --- the schemes ----------------------------------------------------------------------------------------------------
 
 
-class _Kernels(torch.autograd.Function):
-    """All images' kernels, (B, Co, Ci, k, k); the shared kernel's gradient is the mean of theirs (Algorithm 1)."""
-
-    @staticmethod
-    def forward(ctx, weight, attention):
-        return attention[:, None] * weight
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad.mean(0), None
-
-
-def _released_layer(conv: IKMConv2d, x: Tensor) -> Tensor:
-    """The paper's scheme (Eq. 13): attention of all input channels, one grouped convolution, a group an image."""
-    kernels = _Kernels.apply(conv.weight, contextual_attention(x, conv.kernel_size)).flatten(0, 1)
-    y = F.conv2d(x.flatten(0, 1)[None], kernels, None, conv.stride, conv.padding, conv.dilation, groups=len(x))
-    return y.unflatten(1, (len(x), -1))[0]
-
-
-def _concatenating(unit: DenseUnit, x: Tensor) -> Tensor:
-    """A dense unit, layer by layer (Eqs. 16-17)."""
-    for conv in unit.convs:
-        x = torch.cat([x, F.relu(conv(x))], 1)
-    return unit.transition(x)
-
-
 def build(subject: str, scheme: str, channels: int = 64) -> nn.Module:
     """A layer (C -> C, 3 x 3) or a network of ARCHITECTURES at x2 in one of SCHEMES; equal weights for equal functions.
 
     Growth is in proportion to `channels`, as in U-HDN (12 to 64).
     """
     torch.manual_seed(0)
-    modulated = scheme in (RELEASED, OURS)
+    modulated, fast = scheme in (RELEASED, OURS), scheme in (BY_INPUTS, OURS)
     if subject == "layer":
         model = (IKMConv2d if modulated else nn.Conv2d)(channels, channels, 3, padding=1, bias=False)
+        model.fast = fast
     else:
         model = SRNetwork(replace(ARCHITECTURES[subject], attention="ikm" if modulated else "none", channels=channels,
-                                  growth=channels * 3 // 16), 2)
-    for module in model.modules():
-        if scheme in (VANILLA, RELEASED) and isinstance(module, DenseUnit):
-            module.forward = partial(_concatenating, module)
-        if scheme == RELEASED and isinstance(module, IKMConv2d):
-            module.forward = partial(_released_layer, module)
+                                  growth=channels * 3 // 16), 2, fast=fast)
     return model.to(memory_format=torch.channels_last)
 
 

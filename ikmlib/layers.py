@@ -2,18 +2,20 @@
 
 Letters, used everywhere: B images in the batch, Ci/Co input/output channels, k kernel size, H/W height and width.
 Attention of image b is a_b (Ci, k, k); the shared kernel is w (Co, Ci, k, k); the modulated kernel is w_b = a_b * w.
+All is written as the paper writes it. `fast` computes the same in less time, and serves where a layer's `fast` is True.
 """
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.amp import is_autocast_available
 from torch.autograd.function import once_differentiable
-from torch.nn.modules.utils import _ntuple
+
+from . import fast
 
 GRADIENTS = ("iso", "go", "autograd")
 TRANSFORMS = ("sigmoid", "softmax", "residual")
@@ -33,10 +35,9 @@ def pooled_mask(x: Tensor, kernel_size: int | tuple[int, ...], *, tau: float | s
                 strict: bool = False) -> Tensor:
     """Share of principal pixels in each of the k x k cells of every channel: CAG's steps 1 and 2 (Eq. 10).
 
-    x (B, Ci, H, W) or, for signals, (B, Ci, L) -> (B, Ci, k, k) or (B, Ci, k), values in [0, 1], no gradient.
-    A pixel is principal where x >= tau, or x > tau if `strict`; tau is a number, or "mean" or "median": that of each
-    channel of each image. A channel's cells depend on that channel alone, so a concatenation's are its parts'
-    concatenated.
+    x (B, Ci, H, W) or, for signals, (B, Ci, L) -> (B, Ci, k, k) or (B, Ci, k), values in [0, 1], without gradient.
+    A pixel is principal where x >= tau, or where x > tau if `strict`. tau is a number, or "mean" or "median", which
+    stand for that of each channel of each image. Raises ValueError for another tau or another number of dimensions.
     """
     pool = {3: F.adaptive_avg_pool1d, 4: F.adaptive_avg_pool2d}.get(x.dim())
     if pool is None:
@@ -45,11 +46,8 @@ def pooled_mask(x: Tensor, kernel_size: int | tuple[int, ...], *, tau: float | s
     if isinstance(tau, str):
         _require("tau", tau, ("mean", "median"))
         tau = pool(x, 1) if tau == "mean" else x.flatten(2).median(-1).values.reshape(pool(x, 1).shape)
-    compare = torch.gt if strict else torch.ge
-    if torch.compiler.is_compiling():   # fuses the cast, and does not take out= for channels last
-        mask = compare(x, tau).to(x.dtype)
-    else:   # 0/1 in x's type at once: ten times cheaper than a cast on a CPU
-        mask = compare(x, tau, out=torch.empty_like(x))
+    mask = x.clone()   # comparing in place gives 0 and 1 in x's type, which on a CPU is faster than converting booleans
+    mask = mask.gt_(tau) if strict else mask.ge_(tau)
     return pool(mask, kernel_size)
 
 
@@ -57,11 +55,13 @@ def proportion_transform(pooled: Tensor, transform: str = "sigmoid") -> Tensor:
     """Attention from pooled masks: CAG's step 3 (Eq. 11). (B, Ci, k, k) -> (B, Ci, k, k); n = k*k cells.
 
     "sigmoid"   a = 1 + sigmoid(n softmax(p) - 1), the released form: a = 1.5 where all cells are alike
-    "softmax"   a = n softmax(p), the values Fig. 2 shows: around 1
+    "softmax"   a = n softmax(p), the values that Fig. 2 shows: around 1
     "residual"  a = 1 + softmax(p) - 1/n, an older form: within 1 +- 1/n
+
+    Raises ValueError for another transform.
     """
     _require("transform", transform, TRANSFORMS)
-    cells = pooled.flatten(2).transpose(1, 2)   # (B, n, Ci): along the last axis, of nine, softmax is slow on a CPU
+    cells = pooled.flatten(2).transpose(1, 2)   # (B, n, Ci): on a CPU, a softmax over a last axis of nine is slow
     n = cells.shape[1]
     share = torch.softmax(cells, dim=1)
     if transform == "sigmoid":
@@ -87,8 +87,9 @@ def contextual_attention(x: Tensor, kernel_size: int | tuple[int, ...], *, tau: 
                          transform: str = "sigmoid") -> Tensor:
     """Attention of each image's kernels, a_b = CAG(x_b) (Eqs. 9-11).
 
-    x (B, Ci, H, W) or (B, Ci, L) -> (B, Ci, k, k) or (B, Ci, k). No parameters, and no gradient flows through it: the
-    threshold is hard. Defaults are the released form. Raises ValueError for an unknown `transform` or `tau`.
+    x (B, Ci, H, W) or (B, Ci, L) -> (B, Ci, k, k) or (B, Ci, k). It has no parameters, and no gradient flows through
+    it, because the threshold is hard. The defaults are the released form. For the options and the errors see
+    `pooled_mask` and `proportion_transform`.
     """
     return proportion_transform(pooled_mask(x, kernel_size, tau=tau, strict=strict), transform)
 
@@ -96,140 +97,59 @@ def contextual_attention(x: Tensor, kernel_size: int | tuple[int, ...], *, tau: 
 # --- image-specific kernel modulation (IKM), Eqs. 7-8 and 12-15 -----------------------------------------------------
 
 
-# Pixels up to which a batch of images, each with its own kernel, is convolved faster in one call on a CPU
-SMALL = 32 * 32
+class IsoKernels(torch.autograd.Function):
+    """Algorithm 1 (IsO): from the shared kernel to the kernels of B images, and from their gradients to its own.
 
-
-def _in_one_call(x: Tensor) -> bool:
-    """Whether one grouped convolution, the paper's way, serves a batch better than a convolution an image."""
-    return len(x) > 1 and (x.is_cuda or x.shape[-2] * x.shape[-1] <= SMALL)
-
-
-def _as_groups(x: Tensor) -> Tensor:
-    """The images of a batch as groups of channels of one, (B, C, H, W) -> (1, B C, H, W), in x's memory format."""
-    if x.is_cuda or x.is_contiguous():
-        return x.flatten(0, 1)[None]
-    return x.permute(2, 3, 0, 1).flatten(2)[None].permute(0, 3, 1, 2)
-
-
-def _as_images(y: Tensor, images: int) -> Tensor:
-    """`_as_groups` undone."""
-    y = y[0].unflatten(0, (images, -1))
-    return y if y.is_cuda or y.is_contiguous() else y.contiguous(memory_format=torch.channels_last)
-
-
-def _conv_each(x: Tensor, kernels: Tensor, stride, padding, dilation) -> Tensor:
-    """Image b with its own kernel: x (B, Ci, H, W), kernels (B, Co, Ci, k, k) -> (B, Co, H', W') (Eq. 13)."""
-    if _in_one_call(x):
-        y = F.conv2d(_as_groups(x), kernels.flatten(0, 1), None, stride, padding, dilation, groups=len(x))
-        return _as_images(y, len(x))
-    return torch.cat([F.conv2d(x[b:b + 1], kernels[b], None, stride, padding, dilation) for b in range(len(x))])
-
-
-def _conv_each_input_gradient(grad: Tensor, x: Tensor, kernels: Tensor, stride, padding, dilation) -> Tensor:
-    """dL/dx of `_conv_each`."""
-    def one(grad, x, kernel, groups):
-        return torch.ops.aten.convolution_backward(
-            grad, x, kernel, None, stride, padding, dilation, False, [0, 0], groups, [True, False, False])[0]
-
-    if _in_one_call(x):
-        return _as_images(one(_as_groups(grad), _as_groups(x), kernels.flatten(0, 1), len(x)), len(x))
-    return torch.cat([one(grad[b:b + 1], x[b:b + 1], kernels[b], 1) for b in range(len(x))])
-
-
-def _modulate(weight: Tensor, attention: Tensor) -> Tensor:
-    """w_b = a_b * w for every image (Eq. 12): (Co, Ci, k, k), (B, Ci, k, k) -> (B, Co, Ci, k, k)."""
-    return (weight * attention[:, None]).to(weight.dtype)   # the weight first: its memory format is the kernels'
-
-
-class _IsoConv2d(torch.autograd.Function):
-    """Algorithm 1 (IsO): each image is convolved with its own kernel; the shared kernel's gradient is their mean.
-
-    The mean over images of dL/dw_b, without the chain-rule factor a_b, is what a plain convolution of the same inputs
-    and output gradients gives, divided by B: the weight gradient needs no per-image kernels at all.
+    weight (Co, Ci, k, k), attention (B, Ci, k, k) -> kernels (B, Co, Ci, k, k).
     """
 
     @staticmethod
-    def forward(ctx, x, weight, attention, stride, padding, dilation):
-        ctx.save_for_backward(x, weight, attention)
-        ctx.geometry = stride, padding, dilation
-        return _conv_each(x, _modulate(weight, attention), *ctx.geometry).detach()   # a view cannot be added to
+    def forward(ctx, weight: Tensor, attention: Tensor) -> Tensor:
+        return weight * attention[:, None]   # Eq. 12: w_b = a_b * w
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
-        x, weight, attention = ctx.saved_tensors
-        grad_x = grad_weight = None
-        if ctx.needs_input_grad[0]:
-            grad_x = _conv_each_input_gradient(grad, x, _modulate(weight, attention), *ctx.geometry)
-        if ctx.needs_input_grad[1]:
-            grad_weight = torch.ops.aten.convolution_backward(
-                grad, x, weight, None, *ctx.geometry, False, [0, 0], 1, [False, True, False])[1] / len(x)
-        return grad_x, grad_weight, None, None, None, None
-
-
-class _IsoKernel(torch.autograd.Function):
-    """IsO where all B images have the same attention: a * w, and dL/dw = dL/d(a * w) / B, without the factor a."""
-
-    @staticmethod
-    def forward(ctx, weight, attention, images):
-        ctx.images = images
-        return weight * attention
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        return grad / ctx.images, None, None
-
-
-def common_kernel(weight: Tensor, attention: Tensor | float, images: int, gradient: str) -> Tensor:
-    """a * w where all images of a batch have the same attention, (Ci, k, k) or a number; w learns by the rule."""
-    if gradient == "iso" and torch.is_grad_enabled():
-        return _IsoKernel.apply(weight, attention, max(images, 1))
-    return weight * attention
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.mean(0), None   # Eq. 15: the mean of the dL/dw_b of Eq. 14, without the factors a_b
 
 
 def modulated_conv2d(x: Tensor, weight: Tensor, attention: Tensor | float, bias: Tensor | None = None, *, stride=1,
                      padding=0, dilation=1, gradient: str = "iso") -> Tensor:
-    """Convolution of image b with a_b * w (Eq. 7). x (B, Ci, H, W), weight (Co, Ci, k, k).
+    """Convolution of image b with a_b * w (Eq. 7).
 
-    attention (B, Ci, k, k), or a number, the same for all images: then one plain convolution serves them all, as it
-    does for a batch of one.
+    x (B, Ci, H, W), weight (Co, Ci, k, k) -> (B, Co, H', W'). attention (B, Ci, k, k), or (1, Ci, k, k) or a number
+    for all images alike. `gradient` chooses how the shared kernel w learns:
 
-    `gradient` chooses how the shared kernel w learns:
     "iso"       dL/dw = mean_b dL/dw_b, the paper's Algorithm 1
     "autograd"  dL/dw = sum_b a_b * dL/dw_b, the exact derivative
     "go"        general optimisation (footnote 1): the attention is averaged over the batch, one kernel for all images
+
     The bias, if any, is never modulated and has its exact gradient. Raises ValueError for an unknown rule.
     """
     _require("gradient rule", gradient, GRADIENTS)
-    pair = _ntuple(2)
-    stride, padding, dilation = pair(stride), pair(padding), pair(dilation)
-    if isinstance(attention, Tensor):
-        if not len(x):
-            attention = 1.0
-        elif len(x) == 1 or gradient == "go":
-            attention = attention[0] if len(x) == 1 else attention.mean(0)
-    if not isinstance(attention, Tensor) or attention.dim() == 3:   # one kernel for all images
-        return F.conv2d(x, common_kernel(weight, attention, len(x), gradient), bias, stride, padding, dilation)
-    device = x.device.type
-    if is_autocast_available(device) and torch.is_autocast_enabled(device):   # the custom backward is outside its reach
-        x, weight = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (x, weight))
-    if gradient == "iso" and torch.is_grad_enabled():
-        y = _IsoConv2d.apply(x, weight, attention, stride, padding, dilation)
-    else:
-        y = _conv_each(x, _modulate(weight, attention), stride, padding, dilation)
-    return y if bias is None else y + bias.reshape(-1, 1, 1).to(y.dtype)
+    if not isinstance(attention, Tensor):
+        attention = x.new_full((1, 1, 1, 1), attention)
+    attention = attention.expand(len(x), *weight.shape[1:])
+    if gradient == "go":
+        return F.conv2d(x, weight * attention.mean(0), bias, stride, padding, dilation)
+    kernels = IsoKernels.apply(weight, attention) if gradient == "iso" else weight * attention[:, None]   # Eq. 12
+    groups = x.flatten(0, 1)[None].contiguous()   # in some other memory formats PyTorch's float64 gradients are wrong
+    y = F.conv2d(groups, kernels.flatten(0, 1), None, stride, padding, dilation, groups=len(x))
+    y = y.unflatten(1, (len(x), -1))[0]           # Eq. 13: each image was a group of channels
+    return y if bias is None else y + bias[:, None, None]
 
 
 class IKMConv2d(nn.Conv2d):
     """Drop-in for `nn.Conv2d` whose kernel is modulated for each image by that image's own context (Eqs. 7-15).
 
-    Same parameters and `state_dict` keys, input (B, Ci, H, W) or (Ci, H, W) of any size, any k and dilation; nothing is
-    mutated in `forward`. `gradient`: see `modulated_conv2d`; `tau`, `strict`, `transform`: see `contextual_attention`.
-    `context` is for controls: "own" is IKM; "constant" the attention of an image without context; "shuffled" that of
-    the batch's next image (of an image alone: its own).
+    It has the same parameters and `state_dict` keys, takes (B, Ci, H, W) or (Ci, H, W) of any size, and any k and
+    dilation. For `gradient` see `modulated_conv2d`, for `tau`, `strict` and `transform` see `contextual_attention`.
+    `context` is for controls: "own" is IKM; "constant" takes the attention of an image without context; "shuffled"
+    takes that of the batch's next image (an image alone has only its own). Raises ValueError for unknown options.
     """
+
+    fast = True          # False: computed as written here
+    after_relu = False   # True: every input comes from a ReLU, so that `fast` may know the attention
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int], *,
                  stride: int | tuple[int, int] = 1, padding: int | tuple[int, int] = 0,
@@ -246,33 +166,30 @@ class IKMConv2d(nn.Conv2d):
                          bias=bias)
         self.gradient, self.tau, self.strict, self.transform = gradient, tau, strict, transform
         self.context = context
+        self.overrides = ()   # what `attending` puts in the place of this layer's attention
 
-    def known_attention(self, *, after_relu: bool) -> float | None:
-        """The attention where it is the same number for every image; None: it takes a look.
-
-        `after_relu`: of x >= 0 by construction. With a number tau <= 0, not strict, every pixel is then principal. (A
-        NaN is not: where there is one, the output is NaN either way, but what the NaN's channel adds elsewhere in its
-        image is not quite the same.)
-        """
-        all_principal = after_relu and not self.strict and not isinstance(self.tau, str) and self.tau <= 0
-        if all_principal or self.context == "constant":
-            return 1.5 if self.transform == "sigmoid" else 1.0   # all cells are alike: n softmax(p) = 1
-        return None
-
-    def attend(self, x: Tensor, *, after_relu: bool = False) -> Tensor | float:
-        """Attention of x, (B, C, k, k), or `known_attention`; x may be a part of this layer's input channels."""
-        known = IKMConv2d.known_attention(self, after_relu=after_relu)   # also where `attending` hides it
-        if known is not None:
-            return known
+    def attention(self, x: Tensor) -> Tensor:
+        """This layer's own attention of x (Eqs. 9-11): (B, C, H, W) -> (B, C, k, k), for any number of channels C."""
+        if self.context == "constant":
+            x = torch.zeros_like(x)   # all cells are alike
         own = contextual_attention(x, self.kernel_size, tau=self.tau, strict=self.strict, transform=self.transform)
         return own.roll(-1, 0) if self.context == "shuffled" else own
 
-    def forward(self, x: Tensor, *, after_relu: bool = False) -> Tensor:
-        """x (B, Ci, H, W) -> (B, Co, H', W'). `after_relu`: see `known_attention`."""
+    def attend(self, x: Tensor, known: float | None = None) -> Tensor | float:
+        """The attention used for x: this layer's own, which may be `known` already, or what `attending` puts for it."""
+        own = partial(self.attention, x) if known is None else lambda: known
+        for override in self.overrides:
+            own = partial(override, self, own)
+        return own()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, Ci, H, W) -> (B, Co, H', W'), or the same without B."""
         if x.dim() == 3:
-            return self.forward(x[None], after_relu=after_relu)[0]
-        return modulated_conv2d(x, self.weight, self.attend(x, after_relu=after_relu), self.bias, stride=self.stride,
-                                padding=self.padding, dilation=self.dilation, gradient=self.gradient)
+            return self.forward(x[None])[0]
+        convolve = fast.modulated_conv2d if self.fast else modulated_conv2d
+        known = fast.known_attention(self, self.after_relu) if self.fast else None
+        return convolve(x, self.weight, self.attend(x, known), self.bias, stride=self.stride, padding=self.padding,
+                        dilation=self.dilation, gradient=self.gradient)
 
     def extra_repr(self) -> str:
         return (f"{super().extra_repr()}, gradient={self.gradient}, tau={self.tau}, strict={self.strict}, "
@@ -282,25 +199,20 @@ class IKMConv2d(nn.Conv2d):
 @contextmanager
 def attending(model: nn.Module, attend: Callable[[IKMConv2d, Callable[[], Tensor | float]], Tensor | float],
               ) -> Iterator[None]:
-    """Within the block every IKM layer takes its attention from `attend(layer, own)`; `own()` is the layer's own.
+    """Watch attention, or replace it: within the block every IKM layer takes `attend(layer, own)` for its attention.
 
-    To watch attention, or to replace it.
+    `own()` is the attention that the layer would take otherwise, (B, C, k, k) or a number. As written, C is all Ci
+    channels. In a `fast` dense unit the d-th layer is asked only for the channels that the layer before it added, and
+    all later layers use its answer for these channels. Blocks may be nested: `own()` is then the outer block's answer.
     """
     layers = [module for module in model.modules() if isinstance(module, IKMConv2d)]
-    before = [dict(vars(layer)) for layer in layers]
     for layer in layers:
-        def attended(x, layer=layer, method=layer.attend, **known):
-            return attend(layer, lambda: method(x, **known))
-
-        layer.attend, layer.known_attention = attended, lambda after_relu: None   # every layer is asked
+        layer.overrides += (attend,)
     try:
         yield
     finally:
-        for layer, outer in zip(layers, before, strict=True):   # another block may be around this one
-            for name in ("attend", "known_attention"):
-                delattr(layer, name)
-                if name in outer:
-                    setattr(layer, name, outer[name])
+        for layer in layers:
+            layer.overrides = layer.overrides[:-1]
 
 
 # --- the attentions of Table III ------------------------------------------------------------------------------------

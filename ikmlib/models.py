@@ -6,23 +6,15 @@ growth g.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import (
-    ATTENTIONS,
-    ChannelAttention,
-    IKMConv2d,
-    SpatialAttention,
-    _require,
-    common_kernel,
-    modulated_conv2d,
-)
+from . import fast
+from .layers import ATTENTIONS, ChannelAttention, IKMConv2d, SpatialAttention, _require
 
 SCALES = (2, 3, 4)
 BLOCKS = ("rb", "db", "rdb", "uhdb")
@@ -90,66 +82,24 @@ def _feature_attention(arch: Architecture, channels: int) -> nn.Module:
 class DenseUnit(nn.Module):
     """F_d (Eqs. 16-17): d layers of convolution and ReLU, each concatenated to its input; 1x1 transition, no ReLU."""
 
+    fast = True   # False: computed as written here
+
     def __init__(self, arch: Architecture, depth: int):
         super().__init__()
         c, g = arch.channels, arch.growth
         self.convs = nn.ModuleList(_conv(arch, c + i * g, g) for i in range(depth))
         self.attentions = nn.ModuleList(_feature_attention(arch, g) for _ in range(depth))
         self.transition = nn.Conv2d(c + depth * g, c, 1, bias=False)   # never modulated
-        self.channels = [c, *[g] * depth]   # of x and of each feature
-
-    def _known_attention(self) -> float | None:
-        """The features' attention where it is the same number for all; 1 without IKM; None: it takes a look."""
-        known = {conv.known_attention(after_relu=True) if isinstance(conv, IKMConv2d) else 1.0 for conv in self.convs}
-        return known.pop() if len(known) == 1 else None
-
-    def _kernels(self, images: int, known: float | None) -> list[Tensor]:
-        """The layers' kernels by what they read, x and each feature: (readers g, its channels, k, k).
-
-        The features' `known` attention, of a batch of so many images, is in them already.
-        """
-        parts = [conv.weight.split(self.channels[:i + 1], 1) for i, conv in enumerate(self.convs)]
-        of_x, *of_features = ([part[i] for part in parts[i:]] for i in range(len(parts)))
-        if not of_features:
-            return [torch.cat(of_x)]
-        kernels, first = torch.cat(sum(of_features, [])), self.convs[0]
-        if known is not None and isinstance(first, IKMConv2d):
-            kernels = common_kernel(kernels, known, images, first.gradient)
-        return [torch.cat(of_x), *kernels.split([sum(map(len, readers)) for readers in of_features])]
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W) -> same shape.
-
-        Written by inputs, not by layers: a convolution is a sum over its input channels and attention belongs to a
-        channel, so each feature is attended to and convolved once, for all the layers that read it. Nothing is
-        concatenated until the transition, and with IKM a unit has one modulated convolution instead of d wherever the
-        attention of the ReLUs' outputs is constant.
-        """
-        features, sums, known = [x], None, self._known_attention()
-        kernels = self._kernels(len(x), known) if self.convs else []
-        for i, (conv, attention) in enumerate(zip(self.convs, self.attentions, strict=True)):
-            feature, geometry = features[i], dict(padding=conv.padding, dilation=conv.dilation)
-            if not isinstance(conv, IKMConv2d) or (i and known is not None):
-                spread = F.conv2d(feature, kernels[i], **geometry)
-            else:
-                spread = modulated_conv2d(feature, kernels[i], conv.attend(feature, after_relu=i > 0), **geometry,
-                                          gradient=conv.gradient)
-            sums = spread if sums is None else spread.add_(sums)
-            y, sums = sums.split([conv.out_channels, sums.shape[1] - conv.out_channels], 1)
-            features.append(F.relu(attention(y)))
-        return self.transition(torch.cat(features, 1))
-
-
-# A block is a chain of steps, each computed by `apply`: at once by `whole`, or band by band by `tiling`.
-Apply = Callable[..., Tensor]
-
-
-def whole(function: Callable[[Tensor], Tensor], x: Tensor | list[Tensor], skip: Tensor | None = None,
-          modules: nn.Module | None = None) -> Tensor:
-    """One step: function(x) + skip; a list x is concatenated first. `modules`, whose convolutions `function` runs if it
-    is no module itself, matter only band by band."""
-    y = function(torch.cat(x, 1) if isinstance(x, list) else x)
-    return y if skip is None else y + skip
+        """x (B, C, H, W) -> same shape."""
+        if self.fast and fast.alike(self.convs):
+            return fast.dense_unit(self, x)
+        features = x
+        for conv, attention in zip(self.convs, self.attentions, strict=True):
+            feature = F.relu(attention(conv(features)))        # Eq. 16
+            features = torch.cat([features, feature], 1)
+        return self.transition(features)                       # Eq. 17
 
 
 class ResidualBlocks(nn.Module):
@@ -161,17 +111,16 @@ class ResidualBlocks(nn.Module):
         self.convs = nn.ModuleList(nn.ModuleList(_conv(arch, c, c) for _ in range(depth)) for depth in arch.depths)
         self.attentions = nn.ModuleList(
             nn.ModuleList(_feature_attention(arch, c) for _ in range(depth)) for depth in arch.depths)
+        for conv in (conv for convs in self.convs for conv in convs[1:]):
+            conv.after_relu = True
 
-    def _chain(self, x: Tensor, convs: nn.ModuleList, attentions: nn.ModuleList) -> Tensor:
-        for i, (conv, attention) in enumerate(zip(convs, attentions, strict=True)):
-            known = {"after_relu": True} if i and isinstance(conv, IKMConv2d) else {}
-            x = attention(conv(F.relu(x) if i else x, **known))
-        return x
-
-    def forward(self, x: Tensor, apply: Apply = whole) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) -> same shape."""
         for convs, attentions in zip(self.convs, self.attentions, strict=True):
-            x = apply(partial(self._chain, convs=convs, attentions=attentions), x, skip=x, modules=convs)
+            y = x
+            for i, (conv, attention) in enumerate(zip(convs, attentions, strict=True)):
+                y = attention(conv(F.relu(y) if i else y))
+            x = y + x
         return x
 
 
@@ -182,10 +131,10 @@ class DenseBlock(nn.Module):
         super().__init__()
         self.units = nn.ModuleList(DenseUnit(arch, depth) for depth in arch.depths)
 
-    def forward(self, x: Tensor, apply: Apply = whole) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) -> same shape."""
         for unit in self.units:
-            x = apply(unit, x)
+            x = unit(x)
         return x
 
 
@@ -196,28 +145,33 @@ class ResidualDenseBlock(DenseBlock):
         super().__init__(arch)
         self.fusion = nn.Conv2d((len(arch.depths) + 1) * arch.channels, arch.channels, 1, bias=False)
 
-    def forward(self, x: Tensor, apply: Apply = whole) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) -> same shape."""
         features = [x]
         for unit in self.units:
-            features.append(apply(unit, features[-1], skip=features[-1]))
-        return apply(self.fusion, features)
+            x = unit(x) + x
+            features.append(x)
+        return self.fusion(torch.cat(features, 1))
 
 
 class UHourglassDenseBlock(DenseBlock):
-    """U-HDB (Eq. 19): the u-th of U units adds the output of unit U - u, the last one the block's input.
+    """U-HDB (Eq. 19): in the second half, the u-th of U units adds x_{U-u}, the output of unit U-u; the last adds x.
 
-    For U = 6: x1=F1(x); x2=F2(x1); x3=F3(x2); x4=F4(x3)+x2; x5=F5(x4)+x1; y=F6(x5)+x.
+    For U = 6: x1=F1(x); x2=F2(x1); x3=F3(x2); x4=F4(x3)+x2; x5=F5(x4)+x1; y=F6(x5)+x. Not in the paper: if U is odd,
+    the unit in the middle adds its own input.
     """
 
-    def forward(self, x: Tensor, apply: Apply = whole) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) -> same shape."""
-        skips = []   # last in, first out, so that no feature map is kept longer than it is needed
-        for u, unit in enumerate(self.units, 1):
-            partner = len(self.units) - u
-            if partner >= u - 1:
-                skips.append(x)
-            x = apply(unit, x, skip=skips.pop() if partner < u else None)
+        units, half = list(self.units), len(self.units) // 2
+        skips = []   # x, x1, x2: the first in is the last out
+        for unit in units[:half]:
+            skips.append(x)
+            x = unit(x)
+        if len(units) % 2:
+            skips.append(x)
+        for unit in units[half:]:
+            x = unit(x) + skips.pop()
         return x
 
 
@@ -239,11 +193,13 @@ class Upscaler(nn.Sequential):
 class SRNetwork(nn.Module):
     """The backbone of Fig. 4: head, N blocks, convolution, long skip, sub-pixel upscaling, tail.
 
-    Takes RGB (B, 3, H, W) in 0..1 and returns RGB (B, 3, sH, sW) in about 0..1, not clipped. Inside, values are
-    normalised with the mean and deviation of the paper's training set.
+    It takes RGB (B, 3, H, W) in 0..1 and returns RGB (B, 3, sH, sW) in about 0..1, not clipped. Inside, values are
+    normalised with the mean and deviation of the paper's training set. With `fast=False` the blocks are computed as
+    written here and in `layers`, otherwise as in `fast`: the same function of the same weights, to rounding. Raises
+    ValueError for an unknown scale.
     """
 
-    def __init__(self, arch: Architecture, scale: int):
+    def __init__(self, arch: Architecture, scale: int, *, fast: bool = True):
         super().__init__()
         _require("scale", scale, SCALES)
         c = arch.channels
@@ -255,18 +211,14 @@ class SRNetwork(nn.Module):
         self.tail = nn.Conv2d(c, 3, 3, padding=1)
         self.register_buffer("mean", torch.tensor(RGB_MEAN).reshape(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(RGB_STD).reshape(3, 1, 1), persistent=False)
-
-    def normalised(self, x: Tensor, apply: Apply = whole) -> Tensor:
-        """From normalised LR to normalised SR."""
-        head = x = apply(self.head, x)
-        for block in self.blocks:
-            x = block(x, apply)
-        x = apply(self.fuse, x, skip=head)
-        return apply(nn.Sequential(self.upscale, self.tail), x)
+        for module in self.modules():
+            module.fast = fast
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, 3, H, W) -> (B, 3, sH, sW)."""
-        return self.normalised((x - self.mean) / self.std) * self.std + self.mean
+        head = self.head((x - self.mean) / self.std)
+        features = self.fuse(self.blocks(head)) + head
+        return self.tail(self.upscale(features)) * self.std + self.mean
 
 
 def build_model(name: str, *, scale: int = 2, attention: str = "ikm") -> SRNetwork:
@@ -288,14 +240,13 @@ def complexity(model: nn.Module, scale: int) -> tuple[int, int]:
     shadow = copy.deepcopy(model).to("meta").eval()
     total = 0
 
-    def count(module, inputs, output):
+    def count(conv, inputs, output):
         nonlocal total
-        convs = module.convs if isinstance(module, DenseUnit) else [module]   # a unit does not call its layers
-        per_position = sum(p.numel() for conv in convs for p in conv.parameters())
-        total += per_position * output.shape[-2] * output.shape[-1]
+        total += sum(p.numel() for p in conv.parameters()) * output.shape[-2] * output.shape[-1]
 
     for module in shadow.modules():
-        if isinstance(module, nn.Conv2d | DenseUnit):
+        module.fast = False   # as written, every layer is called
+        if isinstance(module, nn.Conv2d):
             module.register_forward_hook(count)
     with torch.no_grad():
         shadow(torch.empty(1, 3, 360 // scale, 480 // scale, device="meta"))

@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from . import config, datasets
 from .data import _contributions, crop_to_multiple, imresize, to_rgb
-from .layers import attention_range, contextual_attention, modulated_conv2d
+from .fast import modulated_conv2d
+from .layers import attention_range, contextual_attention
 from .metrics import luma, psnr_y, ssim_y
 from .models import ARCHITECTURES, SCALES, Architecture, DenseUnit, SRNetwork, cost
 

@@ -8,6 +8,7 @@ import torch
 from ikmlib import bench
 from ikmlib.__main__ import main
 from ikmlib.bench import BY_INPUTS, OURS, RELEASED, SCHEMES, VANILLA, Case
+from ikmlib.layers import attending
 from ikmlib.models import DenseUnit
 
 CPU = torch.device("cpu")
@@ -37,12 +38,11 @@ def test_two_schemes_of_one_function_agree_in_outputs_and_gradients(subject, one
 
 def test_the_released_scheme_groups_by_image_and_attends_in_every_layer(monkeypatch):
     unit = next(m for m in bench.build("uhdb", RELEASED, 16).modules() if isinstance(m, DenseUnit))
-    attended, groups = [], []
-    attention, plain = bench.contextual_attention, torch.nn.functional.conv2d
-    monkeypatch.setattr(bench, "contextual_attention", lambda x, k: (attended.append(x.shape[1]), attention(x, k))[1])
+    attended, groups, plain = [], [], torch.nn.functional.conv2d
     monkeypatch.setattr(torch.nn.functional, "conv2d",
                         lambda *a, **kw: (groups.append(kw.get("groups", 1)), plain(*a, **kw))[1])
-    unit(torch.randn(3, 16, 8, 8))
+    with attending(unit, lambda layer, own: attended.append(own().shape[1]) or own()):
+        unit(torch.randn(3, 16, 8, 8))
     assert attended == [16, 19, 22, 25, 28, 31] and groups == [3] * 6 + [1]
 
 

@@ -7,7 +7,8 @@ import torch
 from test_trainers import IMAGES, TINY, state
 
 from ikmlib.data import PatchSampler
-from ikmlib.layers import GRADIENTS, contextual_attention, modulated_conv2d
+from ikmlib.fast import modulated_conv2d
+from ikmlib.layers import GRADIENTS, contextual_attention
 from ikmlib.models import DenseUnit, SRNetwork
 from ikmlib.trainers import Trainer
 

@@ -4,10 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from ikmlib import layers
 from ikmlib.models import (
     ARCHITECTURES,
     Architecture,
@@ -82,55 +79,14 @@ def test_u_hourglass_block_is_equation_19():
     torch.testing.assert_close(block(x), f6(x5) + x)
 
 
-def layer_by_layer(unit, x):
-    """Eqs. 16-17 as written: every layer reads a concatenation and generates its own attention."""
-    for conv, attention in zip(unit.convs, unit.attentions, strict=True):
-        x = torch.cat([x, F.relu(attention(conv(x)))], 1)
-    return unit.transition(x)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.fixed_dictionaries({
-    "attention": st.sampled_from(["ikm", "ikm", "ikm", "none", "ca", "sa"]),
-    "gradient": st.sampled_from(["iso", "go", "autograd"]), "tau": st.sampled_from([0.0, -1.0, 0.2, "mean", "median"]),
-    "strict": st.booleans(), "transform": st.sampled_from(["sigmoid", "softmax", "residual"]),
-    "kernel": st.sampled_from([1, 3, 5]), "dilation": st.integers(1, 2)}),
-    st.integers(0, 4), st.integers(1, 3), st.integers(5, 12), st.integers(5, 12))
-def test_dense_unit_and_its_gradients_are_the_layer_by_layer_ones(options, depth, b, h, w):
-    unit = DenseUnit(Architecture(channels=6, growth=4, **options), depth).double()
-    x = torch.randn(b, 6, h, w, dtype=torch.float64, requires_grad=True)
-    y, expected = unit(x), layer_by_layer(unit, x)
-    grad, learn = torch.randn_like(y), [x, *unit.parameters()]
-    torch.testing.assert_close(y, expected)
-    torch.testing.assert_close(torch.autograd.grad(y, learn, grad), torch.autograd.grad(expected, learn, grad))
-
-
-@pytest.mark.parametrize(("small", "of_input"), [(0, [(1, 1)] * 3), (64, [(1, 3)])])
-def test_dense_unit_convolves_with_a_kernel_an_image_only_its_input(monkeypatch, small, of_input):
-    """(images, groups) of the released form's convolutions: those of the unit's input are an image's own, an image at
-    a time or a group an image; then come the features', one for all images, and the transition."""
-    calls, plain = [], F.conv2d
-
-    def recorded(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-        calls.append((len(x), groups))
-        return plain(x, weight, bias, stride, padding, dilation, groups)
-
-    monkeypatch.setattr(layers, "SMALL", small)
-    monkeypatch.setattr(F, "conv2d", recorded)
-    DenseUnit(Architecture(channels=6, growth=4), 5)(torch.randn(3, 6, 8, 8))
-    assert calls == of_input + [(3, 1)] * 4 + [(3, 1)]
-
-
-def test_every_layer_of_a_dense_unit_is_asked_where_attention_is_replaced():
-    """Also those whose attention is known beforehand: with 1 in its place the unit is the vanilla one."""
-    unit, vanilla = (DenseUnit(Architecture(channels=6, growth=4, attention=a), 3).double() for a in ("ikm", "none"))
-    vanilla.load_state_dict(unit.state_dict())
-    x, asked = torch.randn(3, 6, 8, 8, dtype=torch.float64), []
-    before = unit(x)
-    with layers.attending(unit, lambda layer, own: asked.append((layer, own())) or 1.0):
-        torch.testing.assert_close(unit(x), vanilla(x))
-    assert [layer for layer, _ in asked] == list(unit.convs) and [own for _, own in asked[1:]] == [1.5, 1.5]
-    assert torch.equal(unit(x), before)
+@pytest.mark.parametrize("attention", ["ikm", "sa"])
+def test_dense_unit_is_equations_16_and_17(attention):
+    unit = DenseUnit(Architecture(channels=8, growth=4, attention=attention), 2).double()
+    (conv1, conv2), (attention1, attention2) = unit.convs, unit.attentions
+    x = torch.randn(2, 8, 9, 9, dtype=torch.float64)
+    x1 = F.relu(attention1(conv1(x)))
+    x2 = F.relu(attention2(conv2(torch.cat([x, x1], 1))))
+    torch.testing.assert_close(unit(x), unit.transition(torch.cat([x, x1, x2], 1)))
 
 
 @pytest.mark.parametrize("strict", [False, True])

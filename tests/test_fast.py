@@ -1,0 +1,161 @@
+"""The rearranged forms against the literal ones of `layers` and `models`: outputs and all gradients, in float64."""
+import copy
+import math
+from dataclasses import replace
+from unittest import mock
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from ikmlib import fast
+from ikmlib.convert import convert
+from ikmlib.layers import GRADIENTS, TRANSFORMS, IKMConv2d, attending
+from ikmlib.models import ARCHITECTURES, Architecture, DenseUnit, SRNetwork
+
+torch.manual_seed(0)
+SMALL = st.sampled_from((0, fast.SMALL))   # a convolution an image; one grouped convolution for all
+MEMORY = st.sampled_from((torch.contiguous_format, torch.channels_last))
+OPTIONS = st.fixed_dictionaries({
+    "gradient": st.sampled_from(GRADIENTS), "tau": st.sampled_from([0.0, -0.5, 0.3, "mean", "median"]),
+    "strict": st.booleans(), "transform": st.sampled_from(TRANSFORMS),
+    "context": st.sampled_from(["own", "own", "constant", "shuffled"])})
+ARCHITECTURE_OPTIONS = st.tuples(OPTIONS, st.fixed_dictionaries({
+    "attention": st.sampled_from(["ikm", "ikm", "ikm", "none", "ca", "sa"]), "kernel": st.sampled_from([1, 3, 5]),
+    "dilation": st.integers(1, 2), "gain": st.sampled_from([1.0, 1.5])})).map(lambda both: both[0] | both[1])
+
+
+def as_written(module: nn.Module) -> nn.Module:
+    """A copy that is computed as the paper writes it."""
+    literal = copy.deepcopy(module)
+    for each in literal.modules():
+        each.fast = False
+    return literal
+
+
+def assert_the_same(module: nn.Module, x: torch.Tensor) -> None:
+    """Outputs and gradients of input and parameters, to the rounding of a few thousand additions."""
+    x.requires_grad_()
+    literal = as_written(module)
+    found, expected = module(x), literal(x)
+    grad = torch.randn_like(expected)
+    close = dict(rtol=1e-10, atol=1e-11)
+    torch.testing.assert_close(found, expected, **close)
+    torch.testing.assert_close(torch.autograd.grad(found, [x, *module.parameters()], grad),
+                               torch.autograd.grad(expected, [x, *literal.parameters()], grad), **close)
+    with torch.no_grad():
+        torch.testing.assert_close(module(x), expected, **close)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 4), st.integers(5, 14), st.integers(5, 14)),
+       st.integers(1, 5), st.integers(1, 2), st.integers(1, 2), OPTIONS, st.booleans(), st.booleans(), MEMORY, SMALL)
+def test_layer(shape, k, dilation, stride, options, bias, after_relu, memory, small):
+    b, ci, co, h, w = shape
+    layer = IKMConv2d(ci, co, k, stride=stride, padding=dilation * (k - 1) // 2 + 1, dilation=dilation, bias=bias,
+                      **options).double()
+    layer.after_relu, x = after_relu, torch.randn(b, ci, h, w, dtype=torch.float64)
+    x = x.relu() if after_relu else x
+    with mock.patch.object(fast, "SMALL", small):
+        assert_the_same(layer.to(memory_format=memory), x.contiguous(memory_format=memory))
+
+
+@settings(max_examples=60, deadline=None)
+@given(ARCHITECTURE_OPTIONS, st.integers(0, 4), st.integers(1, 3), st.integers(5, 12), st.integers(5, 12), SMALL)
+def test_dense_unit(options, depth, b, h, w, small):
+    unit = DenseUnit(Architecture(channels=6, growth=4, **options), depth).double()
+    with mock.patch.object(fast, "SMALL", small):
+        assert_the_same(unit, torch.randn(b, 6, h, w, dtype=torch.float64))
+
+
+@settings(max_examples=30, deadline=None)
+@given(ARCHITECTURE_OPTIONS, st.sampled_from(["rb", "db", "rdb", "uhdb"]), st.sampled_from([(2, 1), (1, 2, 1)]),
+       MEMORY)
+def test_network(options, block, depths, memory):
+    """`fast=False` is one switch for the whole network, which changes neither names nor initial weights."""
+    arch = Architecture(block, blocks=1, depths=depths, channels=4, growth=4, **options)
+    torch.manual_seed(1)
+    network = SRNetwork(arch, 2).double()
+    torch.manual_seed(1)
+    literal = SRNetwork(arch, 2, fast=False).double()
+    assert list(network.state_dict()) == list(literal.state_dict())
+    x = torch.rand(2, 3, 7, 9, dtype=torch.float64)
+    torch.testing.assert_close(network(x), literal(x), rtol=1e-10, atol=1e-11)
+    with mock.patch.object(fast, "dense_unit", None), mock.patch.object(fast, "modulated_conv2d", None):
+        literal(x)   # does without them
+    assert_the_same(network.to(memory_format=memory), x.contiguous(memory_format=memory))
+
+
+def test_a_unit_whose_layers_differ_is_computed_as_written():
+    unit = DenseUnit(Architecture(channels=6, growth=4, attention="none"), 3).double()
+    convert(unit, ["convs.0", "convs.2"], strict=True)
+    assert_the_same(unit, torch.randn(2, 6, 8, 8, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("options", "constant"), [
+    ({}, 1.5), ({"tau": -1}, 1.5), ({"transform": "softmax"}, 1.0), ({"transform": "residual"}, 1.0),
+    ({"strict": True}, None), ({"tau": 0.1}, None), ({"tau": "mean"}, None)])
+def test_attention_after_a_relu_is_known_only_where_it_is_constant(options, constant):
+    layer, x = IKMConv2d(3, 2, 3, **options), torch.randn(2, 3, 9, 9).relu()
+    assert fast.known_attention(layer, after_relu=True) == constant
+    assert fast.known_attention(layer, after_relu=False) is None
+    if constant:
+        torch.testing.assert_close(layer.attention(x), torch.full((2, 3, 3, 3), constant))
+
+
+@pytest.mark.parametrize("as_it_is", [False, True])
+def test_a_nan_spreads_as_far_as_the_kernel_and_only_in_its_image(as_it_is):
+    x = torch.randn(2, 3, 9, 9).relu()
+    x[0, 1, 4, 4] = math.nan
+    layer = IKMConv2d(3, 2, 3, padding=1)
+    expected = torch.zeros(2, 2, 9, 9, dtype=torch.bool)
+    expected[0, :, 3:6, 3:6] = True
+    for layer.after_relu in (False, True):
+        assert torch.equal((as_written(layer) if as_it_is else layer)(x).isnan(), expected)
+
+
+@pytest.mark.parametrize(("small", "of_input"), [(0, [(1, 1)] * 3), (64, [(1, 3)])])
+def test_a_dense_unit_convolves_with_a_kernel_an_image_only_its_input(monkeypatch, small, of_input):
+    """(images, groups) of the released form's convolutions: those of the unit's input are an image's own, an image at
+    a time or a group an image; then come the features', one for all images, and the transition."""
+    calls, plain = [], F.conv2d
+
+    def recorded(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+        calls.append((len(x), groups))
+        return plain(x, weight, bias, stride, padding, dilation, groups)
+
+    monkeypatch.setattr(fast, "SMALL", small)
+    monkeypatch.setattr(F, "conv2d", recorded)
+    DenseUnit(Architecture(channels=6, growth=4), 5)(torch.randn(3, 6, 8, 8))
+    assert calls == of_input + [(3, 1)] * 4 + [(3, 1)]
+
+
+@pytest.mark.parametrize("form", [lambda unit: unit, as_written])
+def test_every_layer_of_a_dense_unit_is_asked_where_attention_is_replaced(form):
+    """Also those whose attention is known beforehand: with 1 in its place the unit is the vanilla one."""
+    unit, vanilla = (DenseUnit(Architecture(channels=6, growth=4, attention=a), 3).double() for a in ("ikm", "none"))
+    vanilla.load_state_dict(unit.state_dict())
+    unit, x, asked = form(unit), torch.randn(3, 6, 8, 8, dtype=torch.float64), []
+    before = unit(x)
+    with attending(unit, lambda layer, own: asked.append((layer, own())) or 1.0):
+        torch.testing.assert_close(unit(x), vanilla(x))
+    assert [layer for layer, _ in asked] == list(unit.convs)
+    if unit.fast:
+        assert [own for _, own in asked[1:]] == [1.5, 1.5]
+    else:
+        assert [own.shape for _, own in asked] == [(3, channels, 3, 3) for channels in (6, 10, 14)]
+    assert torch.equal(unit(x), before)
+
+
+def test_attention_of_one_image_is_replaced_in_both_forms():
+    """As the controls at test time do. Of units with one layer, whose attention is that of the unit's input."""
+    network = SRNetwork(replace(ARCHITECTURES["uhdb"], depths=(1, 1), channels=8, growth=4), 2).double()
+    given, x = 1 + torch.rand(1, 8, 3, 3, dtype=torch.float64), torch.rand(1, 3, 6, 7, dtype=torch.float64)
+    results = []
+    for form in (network, as_written(network)):
+        with attending(form, lambda layer, own: given):
+            results.append(form(x))
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-11)
