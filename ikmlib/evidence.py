@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from . import study
+from . import config, study
 from .claims import seeds_in_words
 from .config import PROFILES, Profile
 from .experiments import PARTS, Variants, complete, planned
@@ -23,6 +23,11 @@ Weights = Mapping[str, float]
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------
+
+
+def paper(name: str) -> pd.DataFrame:
+    """A table of the paper, such as "table3". `none` and `-` stay text."""
+    return pd.read_csv(config.PAPER / f"{name}.csv", keep_default_na=False, na_values=[""])
 
 
 def scores(done: Variants) -> pd.DataFrame:

@@ -1,11 +1,14 @@
 """What several tests share."""
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 
+from ikmlib import config, report
 from ikmlib.models import Architecture
 from ikmlib.study import Run
 
@@ -25,3 +28,43 @@ TINY = Architecture(blocks=1, depths=(1, 1), channels=8, growth=4)
 def tiny(seed=0, updates=6, attention="ikm"):
     """A run of a fraction of a second."""
     return Run("smoke", replace(TINY, attention=attention), 2, seed, updates, 2, 8, ("embedded-train",))
+
+
+def code(notebook: Path) -> list[str]:
+    """The code cells of a notebook."""
+    cells = json.loads(notebook.read_text())["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+class Kept(report.Page):
+    """A recorded page that keeps a notebook's tables and verdicts instead of showing them."""
+
+    def __post_init__(self):
+        self.recorded, self.tables, self.verdicts = True, {}, {}
+
+    def table(self, frame, name, caption=""):
+        self.tables[name] = frame
+
+    def figure(self, figure, name, caption="", **options):
+        figure.canvas.draw()
+        plt.close(figure)
+
+    def verdict(self, claim, **found):
+        self.verdicts[claim] = found
+
+
+@pytest.fixture
+def executed(monkeypatch):
+    """executed("04", "cpu"): the `Kept` page of a notebook whose code ran in this process, on the records there are."""
+    def run(number: str, profile: str) -> Kept:
+        path, = (config.ROOT / "notebooks").glob(f"{number}_*.ipynb")
+        page = Kept(path.stem, config.PROFILES[profile])
+        monkeypatch.setattr(report, "open_page", lambda *words, **options: page)
+        first, *rest = code(path)
+        space = {"In": [first], "__name__": "__main__"}
+        for cell in (first, f"profile, train = {profile!r}, False", *rest):
+            exec(cell, space)
+        plt.close("all")
+        return page
+
+    return run

@@ -1,10 +1,9 @@
 """What is committed under results/ is what the committed records and notebooks give: nothing there is stale."""
 import io
-import json
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
+from conftest import code
 
 from ikmlib import claims, config, report, study
 from ikmlib.experiments import NOTEBOOKS
@@ -17,39 +16,6 @@ OF_RECORDS = [name for name in NOTEBOOKS if name[:2] not in ("11", "99")]
 @pytest.fixture(autouse=True)
 def _committed(monkeypatch):
     monkeypatch.delenv("IKM_RESULTS", raising=False)
-
-
-def code(notebook):
-    cells = json.loads(notebook.read_text())["cells"]
-    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-
-
-class Checked(report.Page):
-    """Keeps a notebook's tables instead of writing them."""
-
-    def __post_init__(self):
-        self.tables, self.recorded = {}, True   # a recorded page's measurements are the committed ones
-
-    def table(self, frame, name, caption=""):
-        self.tables[name] = frame
-
-    def figure(self, figure, name, caption="", **options):
-        plt.close(figure)
-
-    def verdict(self, claim, **found):
-        pass
-
-
-def tables_now(name, profile, monkeypatch):
-    """The tables that a notebook's code makes of the records, in this process; nothing is trained or written."""
-    page = Checked(name, config.PROFILES[profile])
-    monkeypatch.setattr(report, "open_page", lambda *words, **options: page)
-    first, *rest = code(config.ROOT / "notebooks" / f"{name}.ipynb")
-    space = {"In": [first], "__name__": "__main__"}
-    for cell in (first, f"profile, train = {profile!r}, False", *rest):
-        exec(cell, space)   # noqa: S102 - the project's own notebooks
-    plt.close("all")
-    return page.tables
 
 
 def assert_current(now, path):
@@ -67,11 +33,11 @@ def assert_current(now, path):
 
 @pytest.mark.parametrize("profile", REPORTED)
 @pytest.mark.parametrize("name", OF_RECORDS)
-def test_tables_are_what_the_records_give(name, profile, monkeypatch):
+def test_tables_are_what_the_records_give(name, profile, executed):
     folder = config.ROOT / "results" / profile
     if not (folder / "pages" / f"{name}.json").exists():
         pytest.skip("not executed at this profile")
-    tables = tables_now(name, profile, monkeypatch)
+    tables = executed(name[:2], profile).tables   # measurements are the committed ones
     assert tables
     for key, frame in tables.items():
         assert_current(frame, folder / f"{key}.csv")

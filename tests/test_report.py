@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ikmlib import artefacts, config, evidence, experiments, report
+from ikmlib import config, experiments, report
 from ikmlib.files import write_csv, write_text
 from ikmlib.study import SCORES
 
@@ -56,6 +56,8 @@ def trained(runs, seconds=1800.0, sets=("Set5", "BSD100")):
         rows = [(name, str(i), random.uniform(30, 36), random.uniform(0.9, 0.99), 30.0, 0.9)
                 for name in sets for i in range(5)]
         write_csv(run.folder / "scores.csv", pd.DataFrame(rows, columns=SCORES[:6]))
+        write_csv(run.folder / "curve.csv", pd.DataFrame(
+            {"update": [run.updates], "loss": [0.1], "psnr_y": [30.0], "seconds": [seconds]}))
         write_text(run.folder / "run.json", json.dumps(
             {"id": run.id, "spec": run.spec, "device": "a machine", "torch": "2", "git_commit": "c",
              "train_seconds": seconds}))
@@ -74,16 +76,15 @@ def lines_of(run, name):
     return np.array([line.split(",")[2:4] for line in lines if line.startswith(name + ",")], dtype=float)
 
 
-def test_the_numbers_of_the_report_are_those_of_the_per_image_records(results):
+def test_the_numbers_of_the_report_are_those_of_the_per_image_records(results, executed):
     """REPORT.md, parsed back, against scores.csv: cells of the table, a contrast, a verdict and what it rests on."""
     cpu = config.PROFILES["cpu"]
     planned = experiments.planned(cpu, "table3")
     trained(run for runs in planned.values() for run in runs)
-    page = report.open_page("04_table3_attention", profile="cpu")
-    contrasts = artefacts.answers(cpu, "table3")
-    page.table(evidence.summary(cpu, "table3", ["Set5"], artefacts.table3_published()), "table3")
-    page.table(contrasts, "table3_contrasts")
-    for name, found in artefacts.table3_verdicts(contrasts, cpu).items():
+    made, page = executed("04", "cpu"), report.Page("04_table3_attention", cpu)
+    for name in ("table3", "table3_contrasts"):
+        page.table(made.tables[name], name)
+    for name, found in made.verdicts.items():
         page.verdict(name, **found)
     text = report.write_report("cpu").read_text()
     shown, gains, verdicts = (table_of(text, first) for first in ("variant", "contrast", "claim"))
