@@ -67,12 +67,14 @@ def check_parameters(cells: Sequence[str]) -> None:
 class Page:
     """A notebook's way to the records: what it writes here is what the report shows.
 
-    A `recorded` page shows what is on disk and writes nothing: costly measurements come from the committed tables.
+    A `recorded` page shows what is on disk and writes nothing. Unless `anew`, costly measurements come from the tables
+    on disk.
     """
 
     name: str
     profile: Profile
     recorded: bool = False
+    anew: bool = True
 
     def __post_init__(self):
         self._manifest = {"notebook": self.name, "profile": self.profile.name,
@@ -98,9 +100,9 @@ class Page:
         return readable(frame).style.hide()
 
     def measured(self, name: str, measure: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-        """A costly table: `measure()`, or on a recorded page the committed results/<profile>/<name>.csv."""
+        """A costly table: `measure()`, or results/<profile>/<name>.csv where nothing is to be measured anew."""
         path = self.folder / f"{name}.csv"
-        return pd.read_csv(path) if self.recorded and path.exists() else measure()
+        return measure() if self.anew or not path.exists() else pd.read_csv(path)
 
     def shown(self, *names: str) -> None:
         """Display committed tables (x.csv) and figures (x.png) of this profile as they are on disk."""
@@ -163,17 +165,18 @@ def _in_words(entry: dict):
                     f"Ours: {entry['ours']}")
 
 
-def open_page(name: str, *, profile: str, cells: Sequence[str] = ()) -> Page:
+def open_page(name: str, *, profile: str, train: bool = True, cells: Sequence[str] = ()) -> Page:
     """The page of notebook `name`; refuses unknown parameters and profiles, sets the style. `cells`: IPython's `In`.
 
-    The profile "recorded" is the largest one whose declared runs for this notebook are finished (see
-    `experiments.recorded`); its page trains nothing and writes nothing.
+    `train` False: nothing is trained, and nothing costly measured a second time. The profile "recorded" is the largest
+    one whose declared runs for this notebook are finished (see `experiments.recorded`); its page trains nothing and
+    writes nothing.
     """
     check_parameters(cells)
     style()
     if profile == "recorded":
-        return Page(name, experiments.recorded(name), recorded=True)
-    return Page(name, config.get_profile(profile))
+        return Page(name, experiments.recorded(name), recorded=True, anew=False)
+    return Page(name, config.get_profile(profile), anew=train)
 
 
 # --- tables as people read them -------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ class Kept(report.Page):
     """A recorded page that keeps a notebook's tables and verdicts instead of showing them."""
 
     def __post_init__(self):
-        self.recorded, self.tables, self.verdicts = True, {}, {}
+        self.recorded, self.anew, self.tables, self.verdicts = True, False, {}, {}
 
     def table(self, frame, name, caption=""):
         self.tables[name] = frame
