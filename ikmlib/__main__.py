@@ -39,7 +39,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("run", "train what is missing, execute the notebooks, write the report", only=True)
     sub.formatter_class = argparse.RawDescriptionHelpFormatter
     sub.epilog = "profiles:\n" + "\n".join(f"  {p.name:10} {p.summary}" for p in config.PROFILES.values())
-    sub.add_argument("--no-train", action="store_true", help="use what is recorded: train nothing, measure nothing costly anew")
+    sub.add_argument("--no-train", action="store_true",
+                     help="use what is recorded: train nothing, measure nothing costly anew")
     sub.add_argument("--dry-run", action="store_true", help="check the arguments, name the notebooks, do nothing")
     training(sub)
     sub = command("train", "train the plan's unfinished runs in its order; stop and continue at any time",

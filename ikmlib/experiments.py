@@ -272,14 +272,15 @@ def recorded(notebook: str) -> Profile:
     largest share of them. Of a notebook without runs: the largest at which it was executed, else `cpu`."""
     parts = [part for part, (shown_in, _) in PARTS.items() if shown_in == notebook]
 
-    def finished(profile: Profile) -> float:
+    def share(profile: Profile) -> float:
+        if not parts:
+            return float((config.results_root() / profile.name / "pages" / f"{notebook}.json").exists())
         runs = [run for part in parts for runs in planned(profile, part).values() for run in runs]
-        executed = (config.results_root() / profile.name / "pages" / f"{notebook}.json").exists()
-        return sum(run.finished for run in runs) / len(runs) if runs else -1 + executed * (not parts)
+        return sum(run.finished for run in runs) / max(len(runs), 1)
 
     evidence = [profile for profile in reversed(PROFILES.values()) if profile.evidence]
-    best = max(evidence, key=finished)   # of equal ones the first, which is the largest
-    return best if finished(best) >= 0 else PROFILES["cpu"]
+    best = max(evidence, key=share)   # of equal ones the first, which is the largest
+    return best if share(best) else PROFILES["cpu"]
 
 
 def complete(variants: Variants) -> Variants:

@@ -149,3 +149,23 @@ def test_what_later_notebooks_need_is_kept_when_a_run_ends(results, monkeypatch)
     assert (tiny().folder / "controls.csv").exists() and list(weights.index()) == [f"{tiny().id}.safetensors"]
     assert not (tiny(attention="none").folder / "controls.csv").exists()
     assert not (tiny(updates=7).folder / "controls.csv").exists()   # not the profile's usual budget
+
+
+def finish(profile, part):
+    for run in sum(planned(profile, part).values(), []):
+        run.folder.mkdir(parents=True, exist_ok=True)
+        (run.folder / "run.json").write_text("{}")
+
+
+def test_opened_by_hand_a_notebook_shows_the_largest_profile_that_is_finished_for_it(results):
+    assert experiments.recorded("06_table5_ablation") == CPU   # nothing is finished anywhere
+    finish(CPU, "table5")
+    assert experiments.recorded("06_table5_ablation") == CPU
+    finish(LONG, "table5")
+    assert experiments.recorded("06_table5_ablation") == LONG
+    next(iter(sum(planned(LONG, "table5").values(), []))).folder.joinpath("run.json").unlink()
+    assert experiments.recorded("06_table5_ablation") == CPU
+    assert experiments.recorded("13_cost") == CPU
+    (results / "small" / "pages").mkdir(parents=True)
+    (results / "small" / "pages" / "13_cost.json").write_text("{}")
+    assert experiments.recorded("13_cost") == PROFILES["small"]

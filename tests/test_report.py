@@ -50,6 +50,26 @@ def test_page_records_what_the_report_shows(results):
     assert "data:image/png;base64" in html and "31.25" in html
 
 
+def test_a_recorded_page_shows_what_is_on_disk_and_writes_nothing(results):
+    import matplotlib.pyplot as plt
+
+    written = report.open_page("13_cost", profile="cpu")
+    first = written.measured("cost", lambda: pd.DataFrame({"ms": [1.5]}))
+    written.table(first, "cost")
+    written.verdict("C11", paper="p", ours="o", verdict="supported", because="b")
+    before = {path: path.stat().st_mtime_ns for path in results.rglob("*") if path.is_file()}
+    page = report.open_page("13_cost", profile="recorded")
+    assert page.profile.name == "cpu" and page.measured("cost", None).ms.item() == 1.5   # no measurement is made
+    page.table(pd.DataFrame({"ms": [9.0]}), "cost")
+    page.figure(plt.figure(), "picture")
+    page.verdict("C11", paper="p", ours="o", verdict="mixed", because="b")
+    page.shown("cost.csv", "absent.png")
+    assert "**C11: supported.**" in page.told("C11").data and page.told("C1") is None
+    assert {path: path.stat().st_mtime_ns for path in results.rglob("*") if path.is_file()} == before
+    again = report.open_page("13_cost", profile="cpu", train=False)
+    assert again.measured("cost", None).ms.item() == 1.5 and not again.recorded
+
+
 def trained(runs, seconds=1800.0, sets=("Set5", "BSD100")):
     """Finished runs with made-up scores of five images a set."""
     for run in runs:
