@@ -35,13 +35,14 @@ TILE, OVERLAP = 256, 32   # input pixels; of an overlap each of the two tiles gi
 DIGEST = "ikmlib upscale"   # the key of a text in each result's PNG file: a digest of all that it depends on
 
 
-def enlarge(network: nn.Module, picture: Image.Image) -> Image.Image:
-    """A picture (mode L, LA, RGB or RGBA) `network.scale` times as high and wide, in the same mode, with its profile.
+def enlarge(network: nn.Module, picture: Image.Image, scale: int | None = None) -> Image.Image:
+    """A picture (mode L, LA, RGB or RGBA) `scale` times as high and wide, in the same mode, with its profile.
 
-    `network` maps float RGB (1, 3, h, w) in 0..1 to (1, 3, scale h, scale w). Of a grey picture its R, G and B are
+    `network` maps float RGB (1, 3, h, w) in 0..1 to (1, 3, scale h, scale w); `scale` None: its `scale`. Of a grey picture its R, G and B are
     averaged. A picture of at most TILE x TILE pixels goes through it whole.
     """
-    scale, (width, height), alpha = network.scale, picture.size, picture.mode in ("LA", "RGBA")
+    scale = network.scale if scale is None else scale
+    (width, height), alpha = picture.size, picture.mode in ("LA", "RGBA")
     result = Image.new(picture.mode[:-1] if alpha else picture.mode, (scale * width, scale * height))
     result.info = dict(picture.info)
     tiles = list(product(_starts(height), _starts(width)))
