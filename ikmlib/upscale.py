@@ -38,8 +38,8 @@ DIGEST = "ikmlib upscale"   # the key of a text in each result's PNG file: a dig
 def enlarge(network: nn.Module, picture: Image.Image, scale: int | None = None) -> Image.Image:
     """A picture (mode L, LA, RGB or RGBA) `scale` times as high and wide, in the same mode, with its profile.
 
-    `network` maps float RGB (1, 3, h, w) in 0..1 to (1, 3, scale h, scale w); `scale` None: its `scale`. Of a grey picture its R, G and B are
-    averaged. A picture of at most TILE x TILE pixels goes through it whole.
+    `network` maps float RGB (1, 3, h, w) in 0..1 to (1, 3, scale h, scale w); without `scale`, its own is taken. Of a
+    grey picture its R, G and B are averaged. A picture of at most TILE x TILE pixels goes through it whole.
     """
     scale = network.scale if scale is None else scale
     (width, height), alpha = picture.size, picture.mode in ("LA", "RGBA")
