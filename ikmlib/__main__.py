@@ -110,7 +110,7 @@ def _train(profile: config.Profile | None, only: list[str], jobs: int | None, ti
     from . import experiments, study
 
     cuda, cores = study.default_device().type == "cuda", os.cpu_count() or 1
-    unfinished = sum(not run.finished for run in experiments.queue(profile, only))
+    unfinished = sum(not (run.finished or run.diverged) for run in experiments.queue(profile, only))
     if jobs is not None and jobs < 1:
         raise ValueError(f"--jobs must be 1 or more, not {jobs}")
     jobs = min(unfinished, jobs or (4 if cuda else min(cores, 8)))

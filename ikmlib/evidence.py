@@ -58,8 +58,10 @@ def shown_sets(scores: pd.DataFrame, wanted: Sequence[str]) -> list[str]:
 
 
 def runs_in_words(runs: Sequence[Run]) -> str:
-    """How much is finished: "3 of 5 runs"."""
-    return f"{sum(run.finished for run in runs)} of {len(runs)} runs" if runs else "not planned"
+    """How much is finished: "3 of 5 runs, 1 diverged"."""
+    diverged = sum(run.diverged for run in runs)
+    return (f"{sum(run.finished for run in runs)} of {len(runs)} runs" + f", {diverged} diverged" * bool(diverged)
+            if runs else "not planned")
 
 
 def summary(profile: Profile, part: str, sets: Sequence[str], published: pd.DataFrame | None = None) -> pd.DataFrame:

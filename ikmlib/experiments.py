@@ -421,4 +421,4 @@ def _seconds_left(run: Run, pace: float) -> float:
     state, updates, seconds = study.state(run)
     if state == "in progress" and updates:
         return seconds * (run.updates - updates) / updates
-    return 0.0 if state == "finished" else _work_of(run) * pace
+    return 0.0 if state in ("finished", "diverged") else _work_of(run) * pace

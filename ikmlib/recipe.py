@@ -1,7 +1,8 @@
 """The training recipe of the CPU profiles: chosen once, before any comparison, on validation images alone.
 
 Candidates differ in rate and in how the same number of pixels is cut into updates and batches. Each trains U-HDB at x2
-without and with IKM, on a seed that no comparison uses; no test image is seen.
+without and with IKM, on a seed that no comparison uses; no test image is seen. A rate at which RB, the network without
+dense connections, diverges without or with IKM is out (see results/PLAN.md, "Amended").
 """
 from __future__ import annotations
 
@@ -16,22 +17,22 @@ from .study import Run
 
 RATES = (5e-4, 1e-3, 2e-3)                       # first, at the profile's updates x batch
 SHAPES = ((4000, 4), (2000, 8), (8000, 2))       # then, at the rate that won: updates x batch, as many pixels each
-NETWORKS = {"none": replace(ARCHITECTURES["uhdb"], attention="none"), "ikm": ARCHITECTURES["uhdb"]}
+ATTENTIONS = ("none", "ikm")
 MARGIN = 0.02    # dB: within it of the best, the cheaper candidate is taken (fewer updates), then the lower rate
 CONFIRM = 0.05   # dB: a second seed of the winner within it of the first confirms the choice
 
 Candidate = tuple[float, int, int]   # rate, updates, batch
 
 
-def runs(candidate: Candidate, seed: int) -> dict[str, Run]:
-    """The two trainings of a candidate: network -> run."""
+def runs(candidate: Candidate, seed: int, block: str = "uhdb") -> dict[str, Run]:
+    """The two trainings of a candidate: attention -> run."""
     rate, updates, batch = candidate
-    return {name: replace(Run.of(PROFILES["recipe"], arch, seed), rate=rate, updates=updates, batch=batch)
-            for name, arch in NETWORKS.items()}
+    return {attention: replace(Run.of(PROFILES["recipe"], replace(ARCHITECTURES[block], attention=attention), seed),
+                               rate=rate, updates=updates, batch=batch) for attention in ATTENTIONS}
 
 
 def validation_psnr(candidate: Candidate, seed: int) -> dict[str, float] | None:
-    """PSNR on the validation images after the last update, dB, by network; None unless both runs are finished."""
+    """PSNR on the validation images after the last update, dB, by attention; None unless both runs are finished."""
     wanted = runs(candidate, seed)
     if not all(run.finished for run in wanted.values()):
         return None
@@ -51,33 +52,51 @@ def _means(candidates: list[Candidate]) -> dict[Candidate, float] | None:
     return None if None in found.values() else {c: sum(psnr.values()) / 2 for c, psnr in found.items()}
 
 
-def steps() -> list[tuple[Candidate, int]]:
-    """(candidate, seed) of the search as far as finished runs decide it: all rates, then all shapes at the rate that
-    won, then the winner on the second seed."""
+Step = tuple[Candidate, int, str]   # candidate, seed, block
+
+
+def steps() -> list[Step]:
+    """The search as far as runs decide it: all rates; RB at the rate that won, and at the next best where RB diverges;
+    all shapes at the rate that is left; the winner on the second seed."""
     first, second = PROFILES["recipe"].seeds
     candidates = [(rate, *SHAPES[0]) for rate in RATES]
+    taken = [(c, first, "uhdb") for c in candidates]
     means = _means(candidates)
-    if means is None:
-        return [(c, first) for c in candidates]
-    rate = choose(means)[0]
-    candidates += [(rate, *shape) for shape in SHAPES[1:]]
-    means = _means(candidates)
-    return [(c, first) for c in candidates] + ([] if means is None else [(choose(means), second)])
+    while means:
+        rate = choose(means)[0]
+        check = runs((rate, *SHAPES[0]), first, "rb").values()
+        taken.append(((rate, *SHAPES[0]), first, "rb"))
+        if not any(run.diverged for run in check):
+            break
+        del means[rate, *SHAPES[0]]
+    if not means or not all(run.finished for run in check):
+        return taken
+    shapes = [(rate, *shape) for shape in SHAPES]
+    taken += [(c, first, "uhdb") for c in shapes[1:]]
+    means = _means(shapes)
+    return taken if means is None else [*taken, (choose(means), second, "uhdb")]
 
 
 def wanted() -> list[Run]:
-    """Runs of the search, in order, as far as finished runs decide it."""
-    return [run for candidate, seed in steps() for run in runs(candidate, seed).values()]
+    """Runs of the search, in order, as far as runs decide it; without those that diverged."""
+    return [run for step in steps() for run in runs(*step).values() if not run.diverged]
+
+
+def chosen() -> Candidate | None:
+    """The recipe that the search chose, None while it is under way."""
+    candidate, seed, _ = steps()[-1]
+    return candidate if seed == PROFILES["recipe"].seeds[1] else None
 
 
 def table() -> pd.DataFrame:
-    """The search: rate, updates, batch, seed, psnr_none, psnr_ikm, psnr_mean (dB), chosen. NaN: not finished."""
+    """The search: rate, updates, batch, seed, block, psnr_none, psnr_ikm, psnr_mean (dB, NaN where not finished),
+    diverged (which of the two did), chosen."""
     rows = []
-    for candidate, seed in steps():
-        psnr = validation_psnr(candidate, seed) or {}
-        rows.append((*candidate, seed, *(psnr.get(name, float("nan")) for name in NETWORKS)))
-    frame = pd.DataFrame(rows, columns=["rate", "updates", "batch", "seed", "psnr_none", "psnr_ikm"])
-    frame["psnr_mean"] = frame[["psnr_none", "psnr_ikm"]].mean(axis=1, skipna=False)
-    last = steps()[-1]
-    decided = last[1] == PROFILES["recipe"].seeds[1]
-    return frame.assign(chosen=[decided and step[0] == last[0] for step in steps()])
+    for candidate, seed, block in steps():
+        pair = runs(candidate, seed, block)
+        psnr = [float(study.curves([run]).psnr_y.iloc[-1]) if run.finished else float("nan") for run in pair.values()]
+        rows.append((*candidate, seed, block, *psnr, sum(psnr) / 2,
+                     " and ".join(name for name, run in pair.items() if run.diverged) or "-",
+                     candidate == chosen() and block == "uhdb"))
+    return pd.DataFrame(rows, columns=["rate", "updates", "batch", "seed", "block", "psnr_none", "psnr_ikm",
+                                       "psnr_mean", "diverged", "chosen"])

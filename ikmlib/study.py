@@ -2,8 +2,8 @@
 
 A run is the unit of evidence. Its spec says what was trained; its id is a readable slug and a hash of the spec; its
 folder `results/<profile>/runs/<id>/` holds `run.json` (spec, provenance; written last: its presence means finished),
-`scores.csv` (a row an image), `curve.csv`; and, not committed, `weights.pt` or an unfinished run's `checkpoint.pt`.
-A run is trained once and serves every table that needs it.
+`scores.csv` (a row an image), `curve.csv`; or `diverged.json`; and, not committed, `weights.pt` or an unfinished run's
+`checkpoint.pt`. A run is trained once and serves every table that needs it.
 """
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .data import centre_crop, training_data
 from .files import locked, save_torch, write_csv, write_text
 from .metrics import psnr_y, ssim_y
 from .models import ARCHITECTURES, Architecture, SRNetwork, complexity
-from .trainers import Pair, Trainer, keep_memory, load_checkpoint, mean_psnr, pairs, restored
+from .trainers import Pair, Trainer, TrainingDiverged, keep_memory, load_checkpoint, mean_psnr, pairs, restored
 
 LEARNING_RATE = 2e-4
 LATER = ("schedule", "reverse")   # fields of a run that came after the first records
@@ -114,6 +114,11 @@ class Run:
     def finished(self) -> bool:
         return (self.folder / "run.json").exists()
 
+    @property
+    def diverged(self) -> bool:
+        """Whether its training diverged; it is not trained again while `diverged.json` lies in its folder."""
+        return (self.folder / "diverged.json").exists()
+
     def build(self) -> SRNetwork:
         """The network, freshly initialised from the seed."""
         torch.manual_seed(self.seed)
@@ -181,7 +186,8 @@ def provenance(run: Run, trainer: Trainer, left_out: tuple[str, ...]) -> dict:
         "python": platform.python_version(), "torch": torch.__version__,
         "numpy": np.__version__, "precision": "float32, TF32 convolutions" if tf32 else "float32",
         "finished_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "train_seconds": round(seconds, 1),
-        "updates_per_second": round(run.updates / seconds, 3), "params": params, "multi_adds": multi_adds,
+        "updates_per_second": round(trainer.progress.update / max(seconds, 1e-9), 3),
+        "params": params, "multi_adds": multi_adds,
         "data_sha256": datasets.fingerprint(run.data), "left_out_images": list(left_out),
     }
 
@@ -209,11 +215,14 @@ def default_device() -> torch.device:
 def train(run: Run, *, deadline: float | None = None, show: bool = True, device: torch.device | None = None) -> bool:
     """Train and score one run, or continue it; True if it is finished, False if time ran out or another process has it.
 
-    Raises TrainingDiverged, UnreadableCheckpoint, FileNotFoundError (training images).
+    A run that diverges leaves `diverged.json` in place of `run.json`. Raises TrainingDiverged, UnreadableCheckpoint,
+    FileNotFoundError (training images).
     """
     with lock(run) as mine:
         if run.finished or not mine:
             return run.finished
+        if run.diverged:
+            raise TrainingDiverged(json.loads((run.folder / "diverged.json").read_text())["error"])
         device = device or default_device()
         sampler, validation, left_out = training_data(run.data, run.scale, run.patch, str(device))
         keep_memory()
@@ -223,8 +232,15 @@ def train(run: Run, *, deadline: float | None = None, show: bool = True, device:
             rate=run.rate, schedule=run.schedule, reverse=run.reverse,
             checkpoint=checkpoint, validations=config.get_profile(run.profile).validations,
             validate=lambda model: mean_psnr(model, images, run.scale))
-        if not trainer.fit(deadline=deadline, label=run.id, show=show):
-            return False
+        try:
+            if not trainer.fit(deadline=deadline, label=run.id, show=show):
+                return False
+        except TrainingDiverged as error:
+            record = {"id": run.id, "profile": run.profile, "spec": run.spec, "error": str(error),
+                      "update": trainer.progress.update, **provenance(run, trainer, left_out)}
+            write_text(run.folder / "diverged.json", json.dumps(record, indent=1) + "\n")
+            checkpoint.unlink()
+            raise
         write_csv(run.folder / "scores.csv", score(run, trainer.model))
         write_csv(run.folder / "curve.csv", pd.DataFrame(trainer.progress.curve))
         save_torch({"key": run.id, "model": trainer.model.state_dict()}, run.folder / "weights.pt")
@@ -238,9 +254,12 @@ def train(run: Run, *, deadline: float | None = None, show: bool = True, device:
 
 
 def state(run: Run) -> tuple[str, int, float]:
-    """(finished | in progress | missing, updates done, seconds trained). Raises UnreadableCheckpoint."""
+    """(finished | diverged | in progress | missing, updates done, seconds trained). Raises UnreadableCheckpoint."""
     if run.finished:
         return "finished", run.updates, record(run)["train_seconds"]
+    if run.diverged:
+        entry = json.loads((run.folder / "diverged.json").read_text())
+        return "diverged", entry["update"], entry["train_seconds"]
     path = run.folder / "checkpoint.pt"
     if not path.exists():
         return "missing", 0, 0.0

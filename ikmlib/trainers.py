@@ -29,7 +29,7 @@ DIVERGED = 5.0         # times its lowest level, at which the smoothed loss stop
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss became NaN, infinite, or many times larger than it was; the last good checkpoint is kept."""
+    """The loss became NaN, infinite, or many times larger than it was."""
 
 
 class UnreadableCheckpoint(RuntimeError):
@@ -300,7 +300,7 @@ class Trainer:
             if not p.smoothed < DIVERGED * p.lowest:   # also true for NaN
                 raise TrainingDiverged(
                     f"run {self.key}: loss {loss:.4g} near update {p.update} (smoothed {p.smoothed:.4g}, lowest "
-                    f"{p.lowest:.4g}); stopped, the last good state is kept in {self.checkpoint}")
+                    f"{p.lowest:.4g}); stopped")
 
     def _validation_point(self) -> None:
         p = self.progress

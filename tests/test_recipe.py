@@ -24,25 +24,40 @@ def test_within_the_margin_the_cheaper_shape():
     assert recipe.choose({B: 30.00, many: 30.03, few: 29.99}) == many
 
 
-def finish(run, psnr):
-    run.folder.mkdir(parents=True)
-    pd.DataFrame({"update": [run.updates], "psnr_y": [psnr]}).to_csv(run.folder / "curve.csv")
-    (run.folder / "run.json").write_text(json.dumps({"id": run.id}))
+def finish(runs, *psnrs):
+    for run, psnr in zip(runs, psnrs, strict=True):
+        run.folder.mkdir(parents=True)
+        pd.DataFrame({"update": [run.updates], "psnr_y": [psnr]}).to_csv(run.folder / "curve.csv")
+        (run.folder / ("run.json" if psnr else "diverged.json")).write_text(json.dumps({"id": run.id}))
 
 
-def test_the_search_goes_rates_shapes_second_seed(results):
-    assert len(recipe.wanted()) == 6 and len({run.id for run in recipe.wanted()}) == 6
-    for run, psnr in zip(recipe.wanted(), (30, 30, 30.2, 30.4, 30.1, 30.2), strict=True):
-        finish(run, psnr)   # means 30, 30.3, 30.15
-    shapes = recipe.wanted()[6:]
+def new(seen):
+    """What the search wants beyond what it wanted before."""
+    fresh = [run for run in recipe.wanted() if run not in seen]
+    seen += fresh
+    return fresh
+
+
+def test_the_search_goes_rates_a_rate_that_rb_bears_shapes_second_seed(results):
+    seen = []
+    rates = new(seen)
+    assert len(rates) == 6 == len({run.id for run in rates}) and recipe.chosen() is None
+    finish(rates, 30, 30, 30.2, 30.4, 30.4, 30.5)   # the highest rate wins
+    check = new(seen)
+    assert [(run.rate, run.arch.block) for run in check] == [(2e-3, "rb")] * 2
+    finish(check, 30, None)   # and RB with IKM diverges there
+    check = new(seen)
+    assert [(run.rate, run.arch.block) for run in check] == [(1e-3, "rb")] * 2
+    finish(check, 30, 30)
+    shapes = new(seen)
     assert [(run.rate, run.updates, run.batch) for run in shapes[::2]] == [(1e-3, 2000, 8), (1e-3, 8000, 2)]
-    assert not recipe.table().chosen.any()
-    for run, psnr in zip(shapes, (30, 30, 30.5, 30.7), strict=True):
-        finish(run, psnr)
-    last = recipe.wanted()[10:]
+    finish(shapes, 30, 30, 30.5, 30.7)
+    last = new(seen)
     assert [(run.updates, run.batch, run.seed) for run in last] == [(8000, 2, 101)] * 2
+    assert recipe.chosen() == (1e-3, 8000, 2)
     table = recipe.table()
-    assert list(table.chosen) == [False] * 4 + [True] * 2 and table.psnr_mean.iloc[4] == pytest.approx(30.6)
+    assert list(table.chosen) == [False] * 6 + [True] * 2 and table.psnr_mean.iloc[6] == pytest.approx(30.6)
+    assert list(table.diverged[3:5]) == ["ikm", "-"] and list(table.block[3:5]) == ["rb", "rb"]
 
 
 def test_no_test_image_is_seen():

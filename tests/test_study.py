@@ -14,7 +14,7 @@ from ikmlib.config import PROFILES
 from ikmlib.metrics import psnr_y, ssim_y
 from ikmlib.models import ARCHITECTURES, Architecture
 from ikmlib.study import Run
-from ikmlib.trainers import evaluate, pairs, restored
+from ikmlib.trainers import TrainingDiverged, evaluate, pairs, restored
 
 SMOKE = PROFILES["smoke"]
 
@@ -68,9 +68,21 @@ def test_scores_are_of_the_saved_weights_under_both_conventions(results):
             assert found.loc[name, f"psnr_y{suffix}"] == pytest.approx(psnr, abs=2e-6)
             assert found.loc[name, f"ssim_y{suffix}"] == pytest.approx(ssim, abs=2e-6)
     curve = study.curves([run])
-    assert list(curve["update"]) == [2, 4, 6]
+    assert list(curve["update"]) == [3, 6]
     validation = study.training_data(run.data, 2, 8, "cpu")[1]
     assert curve.psnr_y.iloc[-1] == pytest.approx(evaluate(model, validation, 2).psnr_y.mean(), abs=2e-6)
+
+
+def test_a_run_that_diverges_says_so_and_is_not_trained_again(results, monkeypatch):
+    run = replace(tiny(updates=40), rate=1e4)
+    with pytest.raises(TrainingDiverged, match=run.id):
+        study.train(run, show=False)
+    record = json.loads((run.folder / "diverged.json").read_text())
+    assert run.diverged and not run.finished and record["spec"] == run.spec and 0 < record["update"] < 40
+    assert study.state(run)[0] == "diverged" and not (run.folder / "checkpoint.pt").exists()
+    monkeypatch.setattr(study, "Trainer", None)   # any attempt to train again fails
+    with pytest.raises(TrainingDiverged, match=run.id):
+        study.train(run)
 
 
 def test_interrupted_run_ends_like_an_uninterrupted_one(results, monkeypatch, tmp_path):
