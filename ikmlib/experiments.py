@@ -100,24 +100,25 @@ FIG10_BUDGETS = ("equal updates", "equal patches")
 
 
 def fig10_batches(profile: Profile) -> tuple[int, int, int]:
-    """A quarter of the profile's batch, the batch, and four times it."""
-    return profile.batch // 4, profile.batch, profile.batch * 4
+    """A quarter of the middle batch, the middle one, at least 4, and four times it."""
+    middle = max(4, profile.batch)
+    return middle // 4, middle, middle * 4
 
 
 def fig10_setting(profile: Profile, batch: int, budget: str) -> str:
-    """"batch 16, equal patches"; at the profile's own batch the budgets are one: "batch 4"."""
-    return f"batch {batch}" + (f", {budget}" if batch != profile.batch else "")
+    """"batch 16, equal patches"; at the middle batch the budgets are one: "batch 4"."""
+    return f"batch {batch}" + (f", {budget}" if batch != fig10_batches(profile)[1] else "")
 
 
 def fig10(profile: Profile) -> Labelled:
-    """U-HDB under the gradient rules and batch sizes, at the profile's updates, or at as many patches as it shows in
-    them; autograd at the profile's batch only."""
-    runs = {}
-    for batch in sorted(fig10_batches(profile), key=lambda b: b != profile.batch):   # the profile's own first
+    """U-HDB under the gradient rules and batch sizes. The middle batch is shown as many patches as the profile shows;
+    the others as many updates as that takes, or as many patches. Autograd at the middle batch only."""
+    runs, patches, middle = {}, profile.updates * profile.batch, fig10_batches(profile)[1]
+    for batch in sorted(fig10_batches(profile), key=lambda b: b != middle):   # the middle one first
         for budget in FIG10_BUDGETS:
-            updates = profile.updates if budget == "equal updates" else profile.updates * profile.batch // batch
+            updates = patches // (middle if budget == "equal updates" else batch)
             for rule, gradient in FIG10_RULES.items():
-                if rule != "autograd" or batch == profile.batch:
+                if rule != "autograd" or batch == middle:
                     run = Run.of(profile, replace(UHDB, gradient=gradient), 0)
                     label = f"{rule}, {fig10_setting(profile, batch, budget)}"
                     runs[label] = replace(run, batch=batch, updates=updates)

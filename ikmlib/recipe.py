@@ -2,7 +2,7 @@
 
 Candidates differ in rate and in how the same number of pixels is cut into updates and batches. Each trains U-HDB at x2
 without and with IKM, on a seed that no comparison uses; no test image is seen. A rate at which RB, the network without
-dense connections, diverges without or with IKM is out (see results/PLAN.md, "Amended").
+dense connections, diverges without or with IKM is out, and so is such a shape (see results/PLAN.md, "Amended").
 """
 from __future__ import annotations
 
@@ -55,26 +55,34 @@ def _means(candidates: list[Candidate]) -> dict[Candidate, float] | None:
 Step = tuple[Candidate, int, str]   # candidate, seed, block
 
 
-def steps() -> list[Step]:
-    """The search as far as runs decide it: all rates; RB at the rate that won, and at the next best where RB diverges;
-    all shapes at the rate that is left; the winner on the second seed."""
-    first, second = PROFILES["recipe"].seeds
-    candidates = [(rate, *SHAPES[0]) for rate in RATES]
-    taken = [(c, first, "uhdb") for c in candidates]
-    means = _means(candidates)
+def _bearable(means: dict[Candidate, float]) -> tuple[list[Step], Candidate | None]:
+    """The best candidate at which RB trains, None while that is unknown; and the steps that tell."""
+    taken, means, seed = [], dict(means), PROFILES["recipe"].seeds[0]
     while means:
-        rate = choose(means)[0]
-        check = runs((rate, *SHAPES[0]), first, "rb").values()
-        taken.append(((rate, *SHAPES[0]), first, "rb"))
+        best = choose(means)
+        taken.append((best, seed, "rb"))
+        check = runs(*taken[-1]).values()
         if not any(run.diverged for run in check):
-            break
-        del means[rate, *SHAPES[0]]
-    if not means or not all(run.finished for run in check):
-        return taken
-    shapes = [(rate, *shape) for shape in SHAPES]
-    taken += [(c, first, "uhdb") for c in shapes[1:]]
-    means = _means(shapes)
-    return taken if means is None else [*taken, (choose(means), second, "uhdb")]
+            return taken, best if all(run.finished for run in check) else None
+        del means[best]
+    return taken, None
+
+
+def steps() -> list[Step]:
+    """The search as far as runs decide it: all rates, and RB at the best; all shapes at the rate that is left, and RB
+    at the best; the winner on the second seed."""
+    first, second = PROFILES["recipe"].seeds
+    taken, candidates = [], [(rate, *SHAPES[0]) for rate in RATES]
+    for stage in ("rates", "shapes"):
+        taken += [(c, first, "uhdb") for c in candidates]
+        means = _means(candidates)
+        checks, best = _bearable(means) if means else ([], None)
+        taken += checks
+        if best is None:
+            return list(dict.fromkeys(taken))
+        if stage == "rates":
+            candidates = [(best[0], *shape) for shape in SHAPES]
+    return [*dict.fromkeys(taken), (best, second, "uhdb")]
 
 
 def wanted() -> list[Run]:

@@ -52,11 +52,14 @@ def test_the_search_goes_rates_a_rate_that_rb_bears_shapes_second_seed(results):
     shapes = new(seen)
     assert [(run.rate, run.updates, run.batch) for run in shapes[::2]] == [(1e-3, 2000, 8), (1e-3, 8000, 2)]
     finish(shapes, 30, 30, 30.5, 30.7)
+    check = new(seen)
+    assert [(run.updates, run.arch.block) for run in check] == [(8000, "rb")] * 2
+    finish(check, 30, 30)
     last = new(seen)
     assert [(run.updates, run.batch, run.seed) for run in last] == [(8000, 2, 101)] * 2
     assert recipe.chosen() == (1e-3, 8000, 2)
     table = recipe.table()
-    assert list(table.chosen) == [False] * 6 + [True] * 2 and table.psnr_mean.iloc[6] == pytest.approx(30.6)
+    assert list(table.chosen) == [False] * 6 + [True, False, True] and table.psnr_mean.iloc[6] == pytest.approx(30.6)
     assert list(table.diverged[3:5]) == ["ikm", "-"] and list(table.block[3:5]) == ["rb", "rb"]
 
 
