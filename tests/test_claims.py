@@ -77,7 +77,7 @@ def test_a_larger_budget_that_trained_nothing_is_passed_over(results):
     record(results, "cpu", "04_table3_attention", {"C1": claims.UNTESTED}, seeds=1)
     record(results, "paper", "04_table3_attention", {"C1": claims.UNTESTED}, seeds=0)
     row = claims.best().set_index("claim").loc["C1"]
-    assert (row.profile, row.rests_on) == ("cpu", "1 seed, 8,000 updates")
+    assert (row.profile, row.rests_on) == ("cpu", "1 seed, 4,000 updates")
     assert claims.table(PROFILES["paper"]).rests_on[0] == claims.UNTRAINED
 
 

@@ -119,9 +119,9 @@ def test_the_numbers_of_the_report_are_those_of_the_per_image_records(results, e
         for run, other in zip(planned["RB IKM"], planned["RB none"], strict=True)])
     assert gains["RB: IKM − none"]["gain db ours"] == f"{difference:.3f}"
     c1 = verdicts["C1: IKM beats vanilla convolution at no parameter"]
-    assert f"RB: IKM − none {difference:+.3f} [" in c1["ours"] and c1["seeds, updates"] == "5 seeds, 8,000 updates"
+    assert f"RB: IKM − none {difference:+.3f} [" in c1["ours"] and c1["seeds, updates"] == "5 seeds, 4,000 updates"
     assert c1["notebook"].startswith("[04](") and len(verdicts) == 13
-    assert f"| 04_table3_attention | a machine | 64 | {64 * 0.5:.3f} | 512000 |" in text
+    assert f"| 04_table3_attention | a machine | 64 | {64 * 0.5:.3f} | 256000 |" in text
 
 
 def test_hours_of_a_shared_run_are_counted_once(results):
