@@ -63,7 +63,9 @@ class Difference:
 
     def p(self, bound: float = 0.0) -> float:
         """Two-sided p-value of the difference being `bound`: the level at which the interval ends there. An interval
-        that no standard errors made knows its own level only: 0 outside, 1 inside."""
+        that no standard errors made knows its own level only: 0 outside, 1 inside. Of one without ends: 1."""
+        if not np.isfinite(self.high - self.low):
+            return 1.0
         if not self.errors:
             return float(self.low <= bound <= self.high)
         distance, least = abs(self.mean - bound), 1e-300

@@ -117,6 +117,11 @@ def test_p_is_the_level_at_which_the_interval_ends_there():
     assert d.p(d.low) == pytest.approx(0.05) == d.p(d.high) and d.p(d.mean) == pytest.approx(1)
 
 
+def test_an_interval_without_ends_says_nothing():
+    unknown = Difference(0.1, float("nan"), float("nan"), 1, 2, errors=((float("nan"), 1),))
+    assert unknown.p() == 1 and outcomes([unknown]) == ["undecided"]
+
+
 def test_a_difference_of_the_detectable_size_holds_in_four_of_five_repetitions():
     draw, errors = np.random.default_rng(2), ((0.01, 200), (0.02, 8))
     size, held = Difference(0, 0, 0, 5, 119, errors=errors).detectable, 0
