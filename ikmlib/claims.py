@@ -108,7 +108,8 @@ def best() -> pd.DataFrame:
     smaller = [" · ".join(f"{row.profile}: {row.verdict} ({row.ours})" for row in rows.itertuples()
                           if row.claim == mine.claim and row.rank > mine.rank and not row.untested
                           and row.rests_on != "–") for mine in chosen.itertuples()]
-    return _complete(chosen.assign(at_smaller_budgets=smaller)[[*COLUMNS, "at_smaller_budgets"]]).fillna("")
+    table = _complete(chosen.assign(at_smaller_budgets=smaller)[[*COLUMNS, "at_smaller_budgets"]])
+    return table.assign(at_smaller_budgets=table.at_smaller_budgets.astype(object).fillna(""))
 
 
 def in_words(claim: str) -> str:

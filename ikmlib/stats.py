@@ -68,7 +68,7 @@ class Difference:
             return 1.0
         if not self.errors:
             return float(self.low <= bound <= self.high)
-        distance, least = abs(self.mean - bound), 1e-300
+        distance, least = abs(self.mean - bound), 1e-100
         if half_width(self.errors, least) <= distance:
             return 0.0
         return float(brentq(lambda level: half_width(self.errors, level) - distance, least, 1.0, xtol=1e-12))
