@@ -117,7 +117,7 @@ def contrasts(wanted: Variants, questions: Mapping[str, Weights], published: Map
     (see `stats.residual_deviation`), except where a variant is of `at_test`: scores of trained networks tested
     otherwise, in columns as `scores`, the label starting with that of the trained variant.
     """
-    ours, rows, published = scores(complete_seeds(wanted)), [], {} if published is None else published
+    ours, rows, published = scores(finished(wanted)), [], {} if published is None else published
     if set(sets) & set(ours["set"]):
         ours = ours[ours["set"].isin(sets)]
     whole = [label for label, runs in complete(wanted).items() if runs]
@@ -145,7 +145,7 @@ def contrasts(wanted: Variants, questions: Mapping[str, Weights], published: Map
         ["gain_db_ours", *table.columns[3:6], *table.columns[-4:]], float))
 
 
-def complete_seeds(wanted: Variants) -> Variants:
+def finished(wanted: Variants) -> Variants:
     """The finished runs of each variant."""
     return {label: [run for run in runs if run.finished] for label, runs in wanted.items()}
 

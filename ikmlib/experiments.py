@@ -43,7 +43,6 @@ def ablated(profile: Profile) -> Architecture:
 
 
 TABLE3_BLOCKS = ("rb", "db", "rdb", "uhdb")
-TABLE3_ATTENTIONS = ("none", "ca", "sa", "ikm")
 
 
 def table3(profile: Profile) -> Labelled:

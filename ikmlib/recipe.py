@@ -31,12 +31,17 @@ def runs(candidate: Candidate, seed: int, block: str = "uhdb") -> dict[str, Run]
                                rate=rate, updates=updates, batch=batch) for attention in ATTENTIONS}
 
 
+def _psnr(run: Run) -> float:
+    """PSNR on the validation images after the last update, dB; NaN where the run is not finished."""
+    return float(study.curves([run]).psnr_y.iloc[-1]) if run.finished else float("nan")
+
+
 def validation_psnr(candidate: Candidate, seed: int) -> dict[str, float] | None:
     """PSNR on the validation images after the last update, dB, by attention; None unless both runs are finished."""
     wanted = runs(candidate, seed)
     if not all(run.finished for run in wanted.values()):
         return None
-    return {name: float(study.curves([run]).psnr_y.iloc[-1]) for name, run in wanted.items()}
+    return {name: _psnr(run) for name, run in wanted.items()}
 
 
 def choose(means: dict[Candidate, float]) -> Candidate:
@@ -102,7 +107,7 @@ def table() -> pd.DataFrame:
     rows = []
     for candidate, seed, block in steps():
         pair = runs(candidate, seed, block)
-        psnr = [float(study.curves([run]).psnr_y.iloc[-1]) if run.finished else float("nan") for run in pair.values()]
+        psnr = [_psnr(run) for run in pair.values()]
         rows.append((*candidate, seed, block, *psnr, sum(psnr) / 2,
                      " and ".join(name for name, run in pair.items() if run.diverged) or "-",
                      candidate == chosen() and block == "uhdb"))
