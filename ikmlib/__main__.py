@@ -9,7 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
-from . import config
+from ikmlib import config
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -98,18 +98,18 @@ def _names(only: list[str]) -> list[str]:
 
 def _chosen(name: str | None) -> config.Profile | None:
     """The profile of `train` and `status`; None: the plan across the CPU profiles."""
-    from . import study
+    from ikmlib.study import records
 
     if name is None:
-        return config.PROFILES["small"] if study.default_device().type == "cuda" else None
+        return config.PROFILES["small"] if records.default_device().type == "cuda" else None
     return config.get_profile(name)
 
 
 def _train(profile: config.Profile | None, only: list[str], jobs: int | None, time_limit: float | None = None) -> int:
     """Train in this process, or in `jobs` processes that share the queue; 1 if a run diverged or a process failed."""
-    from . import experiments, study
+    from ikmlib.study import experiments, records
 
-    cuda, cores = study.default_device().type == "cuda", os.cpu_count() or 1
+    cuda, cores = records.default_device().type == "cuda", os.cpu_count() or 1
     unfinished = sum(not (run.finished or run.diverged) for run in experiments.queue(profile, only))
     if jobs is not None and jobs < 1:
         raise ValueError(f"--jobs must be 1 or more, not {jobs}")
@@ -140,7 +140,8 @@ def _train(profile: config.Profile | None, only: list[str], jobs: int | None, ti
 
 def _prepare_data(profile: config.Profile, download: bool) -> None:
     """Fetch the profile's missing image sets; what cannot be had is named, and so is the fall-back."""
-    from . import datasets, study
+    from ikmlib import datasets
+    from ikmlib.study import records
 
     wanted = [name for name in (*profile.train_sets, *profile.test_sets) if not datasets.is_installed(name)]
     for name in wanted if download else ():
@@ -153,19 +154,19 @@ def _prepare_data(profile: config.Profile, download: bool) -> None:
     if missing:
         print(f"note: not installed: {', '.join(missing)}", file=sys.stderr)
     if set(missing) & set(profile.train_sets):
-        instead = ", ".join(study.FALLBACK["train"] + study.FALLBACK["test"])
+        instead = ", ".join(records.FALLBACK["train"] + records.FALLBACK["test"])
         print(f"note: new runs train on and are scored on {instead} instead, and their records say so", file=sys.stderr)
 
 
 def _run_command(args: argparse.Namespace) -> int:
-    from . import runner
+    from ikmlib.study import runner
 
     only = _names(args.only)
     stems = [path.stem for path in runner.find_notebooks(only)]
     if args.dry_run:   # this far, nothing but the standard library is needed
         print(*stems, sep="\n")
         return 0
-    from . import experiments
+    from ikmlib.study import experiments
 
     profile = config.get_profile(args.profile)
     with_runs = [stem for stem in stems if stem in experiments.NOTEBOOKS]
@@ -183,7 +184,7 @@ def _train_command(args: argparse.Namespace) -> int:
 
 
 def _status_command(args: argparse.Namespace) -> int:
-    from . import experiments
+    from ikmlib.study import experiments
 
     table = experiments.status(_chosen(args.profile))
     print(table.to_string(index=False, formatters={"hours_left": "{:.1f}".format}))
@@ -193,7 +194,7 @@ def _status_command(args: argparse.Namespace) -> int:
 
 
 def _data_command(args: argparse.Namespace) -> int:
-    from . import datasets
+    from ikmlib import datasets
 
     names = args.sets or ["T91", "BSDS500", *(name for name in config.BENCHMARKS if name != "Manga109")]
     bad = 0
@@ -208,21 +209,22 @@ def _data_command(args: argparse.Namespace) -> int:
 
 
 def _report_command(args: argparse.Namespace) -> int:
-    from . import report
+    from ikmlib.study import report
 
     print(report.write_report(args.profile), report.write_overall(), sep="\n")
     return 0
 
 
 def _weights_command(args: argparse.Namespace) -> int:
-    from . import card, weights
+    from ikmlib.study import weights
+    from ikmlib.tools import model_card
 
     if args.action == "export" and not args.runs or args.action == "list" and args.runs:
         raise ValueError("`weights export` takes run folders, `weights list` takes none")
     for run_folder in args.runs:
         print(weights.export(run_folder))
     if args.runs:
-        print(card.write())
+        print(model_card.write())
     if args.action == "list":
         table = weights.table()
         print(f"no weights in {weights.folder()}" if table.empty else table.to_string(index=False))
@@ -230,7 +232,7 @@ def _weights_command(args: argparse.Namespace) -> int:
 
 
 def _upscale_command(args: argparse.Namespace) -> int:
-    from . import upscale
+    from ikmlib.tools import upscale
 
     written, kept, failed = upscale.upscale(args.inputs, args.out, scale=args.scale, weights_file=args.weights)
     for why in failed.values():
@@ -241,11 +243,13 @@ def _upscale_command(args: argparse.Namespace) -> int:
 
 
 def _bench_command(args: argparse.Namespace) -> int:
-    from . import bench, files, report
+    from ikmlib import files
+    from ikmlib.study import notebook
+    from ikmlib.tools import bench
 
     folder = config.results_root() / config.get_profile(args.profile).name
     costs = bench.bench(args.quick)
-    print(report.readable(costs).to_string(index=False))
+    print(notebook.readable(costs).to_string(index=False))
     files.write_csv(folder / "cost.csv", costs)
     files.write_csv(folder / "cost_machine.csv", bench.machine())
     print(folder / "cost.csv")

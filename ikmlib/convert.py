@@ -30,7 +30,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from .layers import IKMConv2d
+from ikmlib.layers import IKMConv2d
 
 Where = str | Sequence[str] | Callable[[str, nn.Conv2d], bool] | None
 

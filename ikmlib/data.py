@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import datasets
+from ikmlib import datasets
 
 # Validation images are cut from the training images once and for all: every n-th in order of name.
 VALIDATION_EVERY = {"BSDS500": 40, "DIV2K": 80}

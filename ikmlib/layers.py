@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from . import fast
+from ikmlib import fast
 
 GRADIENTS = ("iso", "go", "autograd")
 TRANSFORMS = ("sigmoid", "softmax", "residual")

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import fast
-from .layers import ATTENTIONS, ChannelAttention, IKMConv2d, SpatialAttention, _require
+from ikmlib import fast
+from ikmlib.layers import ATTENTIONS, ChannelAttention, IKMConv2d, SpatialAttention, _require
 
 SCALES = (2, 3, 4)
 BLOCKS = ("rb", "db", "rdb", "uhdb")

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .data import PatchSampler, crop_to_multiple, imresize, to_rgb
-from .files import save_torch
-from .metrics import psnr_y, ssim_y
+from ikmlib.data import PatchSampler, crop_to_multiple, imresize, to_rgb
+from ikmlib.files import save_torch
+from ikmlib.metrics import psnr_y, ssim_y
 
 SAVE_EVERY = 60.0      # seconds between checkpoints
 CHECK_EVERY = 25       # updates between looks at the loss on a GPU, where a look waits for the device

@@ -8,9 +8,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 
-from ikmlib import config, report
+from ikmlib import config
 from ikmlib.models import Architecture
-from ikmlib.study import Run
+from ikmlib.study import notebook
+from ikmlib.study.records import Run
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def code(notebook: Path) -> list[str]:
     return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
 
 
-class Kept(report.Page):
+class Kept(notebook.Page):
     """A recorded page that keeps a notebook's tables and verdicts instead of showing them."""
 
     def __post_init__(self):
@@ -59,7 +60,7 @@ def executed(monkeypatch):
     def run(number: str, profile: str) -> Kept:
         path, = (config.ROOT / "notebooks").glob(f"{number}_*.ipynb")
         page = Kept(path.stem, config.PROFILES[profile])
-        monkeypatch.setattr(report, "open_page", lambda *words, **options: page)
+        monkeypatch.setattr(notebook, "open_page", lambda *words, **options: page)
         first, *rest = code(path)
         space = {"In": [first], "__name__": "__main__"}
         for cell in (first, f"profile, train = {profile!r}, False", *rest):

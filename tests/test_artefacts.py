@@ -5,12 +5,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ikmlib import artefacts, config, evidence, experiments, stats
+from ikmlib import config
 from ikmlib.config import PROFILES
-from ikmlib.experiments import planned
 from ikmlib.files import write_csv, write_text
 from ikmlib.models import cost
-from ikmlib.study import SCORES
+from ikmlib.study import artefacts, comparisons, experiments, stats
+from ikmlib.study.experiments import planned
+from ikmlib.study.records import SCORES
 
 CPU, LONG = PROFILES["cpu"], PROFILES["cpu-long"]
 random = np.random.default_rng(0)
@@ -84,13 +85,13 @@ def test_nobody_looks_at_a_comparison_before_its_declared_runs_are_finished(resu
 def test_ablations_show_the_n_that_was_trained_and_count_costs_at_the_papers_size(results, executed):
     table = executed("06", "cpu").tables["table5"].set_index("variant")
     assert set(table.N_trained) == {1} and round(table.params_k_ours["U-style + hourglass"], 1) == 1390.9
-    sizes = evidence.summary(CPU, "fig8", ["Set5"]).set_index("variant")
+    sizes = comparisons.summary(CPU, "fig8", ["Set5"]).set_index("variant")
     assert sizes.params_k_ours["N=1"] == pytest.approx(384.9, abs=0.1) and sizes.N_trained["N=4"] == 4
 
 
 def test_sets_that_no_run_scored_are_empty_and_others_are_shown(results):
     fake(LONG, "table1", sets=("embedded-test",))
-    ours = evidence.summary(LONG, "table1", ["Set5", "Urban100"], artefacts.table1_published())
+    ours = comparisons.summary(LONG, "table1", ["Set5", "Urban100"], artefacts.table1_published())
     assert ours.Set5_psnr_ours.isna().all() and ours["embedded-test_psnr_ours"].notna().all()
     states = artefacts.set_states(LONG, planned(LONG, "table1"), ["Set5", "Urban100"])
     rows = artefacts.by_set(ours, states)
@@ -156,10 +157,10 @@ def test_the_zero_threshold_may_be_equal_and_the_median_must_be_better(results, 
 
 def test_our_rows_stand_among_the_methods(results):
     runs = fake(LONG, "table1")
-    ours = evidence.summary(LONG, "table1", ["Set5"], artefacts.table1_published())
+    ours = comparisons.summary(LONG, "table1", ["Set5"], artefacts.table1_published())
     labels = {f"x{scale}": (scale, "U-HDN+IKM, this study") for scale in (2, 3, 4)}
-    table = artefacts.among_methods(evidence.paper("table1"), ours, labels)
-    assert len(table) == len(evidence.paper("table1")) + 3
+    table = artefacts.among_methods(comparisons.paper("table1"), ours, labels)
+    assert len(table) == len(comparisons.paper("table1")) + 3
     row = table[(table.scale == 3) & (table.method == "U-HDN+IKM, this study")]
     assert row.Set5_psnr.item() == pytest.approx(by_hand(runs["x3"]).mean()) and round(row.params_k.item()) == 1402
     for profile, verdicts in ((CPU, {"not tested at this budget"}), (PROFILES["paper"], {"not supported", "mixed"})):
@@ -183,7 +184,7 @@ def test_nothing_trained_is_not_tested_and_draws(results, executed, number):
 
 
 def test_paper_numbers_are_the_ones_of_the_text():
-    table = evidence.paper("table3")
+    table = comparisons.paper("table3")
     assert len(table) == 16 and set(table.attention) == {"none", "CA", "SA", "IKM"}
     assert (config.PAPER / "table1.csv").exists() and json.dumps(sorted(artefacts.table1_published().index)) == (
         '["x2", "x3", "x4"]')
@@ -191,10 +192,10 @@ def test_paper_numbers_are_the_ones_of_the_text():
 
 def test_rows_that_wait_for_runs_or_rest_on_other_numbers_of_seeds_say_so(results, executed):
     fake(CPU, "table3", seeds=(0, 1, 2))
-    names = evidence.with_seeds(executed("04", "cpu").tables["table3_contrasts"])
+    names = comparisons.with_seeds(executed("04", "cpu").tables["table3_contrasts"])
     assert names[2] == "RB: IKM − none (6 of 10 runs)" and names[0] == "RB: CA − none"
     fake(CPU, "table3")
-    assert evidence.with_seeds(executed("04", "cpu").tables["table3_contrasts"])[2] == "RB: IKM − none (5 seeds)"
+    assert comparisons.with_seeds(executed("04", "cpu").tables["table3_contrasts"])[2] == "RB: IKM − none (5 seeds)"
 
 
 def test_the_gain_is_read_off_in_other_ways_without_a_verdict(results, executed):

@@ -5,11 +5,11 @@ import pandas as pd
 import pytest
 import torch
 
-from ikmlib import bench
 from ikmlib.__main__ import main
-from ikmlib.bench import BY_INPUTS, OURS, RELEASED, SCHEMES, VANILLA, Case
 from ikmlib.layers import attending
 from ikmlib.models import DenseUnit
+from ikmlib.tools import bench
+from ikmlib.tools.bench import BY_INPUTS, OURS, RELEASED, SCHEMES, VANILLA, Case
 
 CPU = torch.device("cpu")
 TINY = [Case("main", "layer", 2, 6, 16), Case("main", "uhdb", 2, 6, 16), Case("main", "uhdn", 2, 6, 16),

@@ -3,8 +3,9 @@ import json
 
 import pytest
 
-from ikmlib import claims, config, experiments, report
+from ikmlib import config
 from ikmlib.config import PROFILES
+from ikmlib.study import claims, experiments, report
 
 CPU = PROFILES["cpu"]
 

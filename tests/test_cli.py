@@ -4,8 +4,9 @@ import sys
 
 import pytest
 
-from ikmlib import config, datasets, experiments, study
+from ikmlib import config, datasets
 from ikmlib.__main__ import main
+from ikmlib.study import experiments, records
 
 BLOCKED = ("matplotlib", "seaborn", "papermill", "IPython", "ipykernel", "jupyterlab", "nbconvert", "nbformat",
            "notebook")
@@ -98,7 +99,7 @@ def test_interrupted_training_exits_130(results, monkeypatch, capsys):
     def interrupted(*args, **options):
         raise KeyboardInterrupt("run x stopped at update 7")
 
-    monkeypatch.setattr(study, "train", interrupted)
+    monkeypatch.setattr(records, "train", interrupted)
     assert main(["train", "--profile", "smoke", "--jobs", "1"]) == 130
     assert "update 7" in capsys.readouterr().err
 
@@ -112,7 +113,7 @@ class Block:
         if name.split(".")[0] in {BLOCKED!r}:
             raise ImportError("blocked " + name)
 sys.meta_path.insert(0, Block())
-from ikmlib import artefacts, claims, findings, report, runner, synthetic, protocol
+from ikmlib.study import artefacts, claims, findings, protocol, report, runner, synthetic
 from ikmlib.__main__ import main
 sys.exit(main(["status", "--profile", "smoke"]))
 """

@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 from conftest import code
 
-from ikmlib import claims, config, report, study
-from ikmlib.experiments import NOTEBOOKS
+from ikmlib import config
+from ikmlib.study import claims, records, report
+from ikmlib.study.experiments import NOTEBOOKS
 
 REPORTED = [path.parent.name for path in sorted((config.ROOT / "results").glob("*/REPORT.md"))]
 # Made of records alone; the other notebooks' tables are measurements, checked where they are made
@@ -50,7 +51,7 @@ def test_the_report_is_what_tables_and_records_give(profile):
     chosen, folder = config.PROFILES[profile], config.ROOT / "results" / profile
     assert (folder / "REPORT.md").read_text() == report.report_markdown(chosen)
     assert_current(claims.table(chosen), folder / "claims.csv")
-    assert_current(study.all_records(chosen), folder / "runs.csv")
+    assert_current(records.all_records(chosen), folder / "runs.csv")
 
 
 def test_the_report_over_all_profiles_is_current():

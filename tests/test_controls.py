@@ -7,11 +7,12 @@ import pytest
 import torch
 from conftest import TINY, tiny
 
-from ikmlib import config, controls, study, test_time
+from ikmlib import config
 from ikmlib.fast import known_attention
 from ikmlib.files import write_csv
 from ikmlib.layers import IKMConv2d, attending
 from ikmlib.models import SRNetwork
+from ikmlib.study import controls, records, test_time
 from ikmlib.trainers import evaluate
 
 from test_artefacts import fake   # isort: skip
@@ -59,12 +60,12 @@ def test_attention_taken_from_an_image_gives_that_images_result():
 def test_other_attention_at_test_time_is_measured_once_and_kept(results, monkeypatch):
     run = tiny()
     assert test_time.test_time_scores(run) is None
-    study.train(run, show=False)
+    records.train(run, show=False)
     table = test_time.test_time_scores(run)
-    own = study.scores([run]).set_index(["set", "image"])
+    own = records.scores([run]).set_index(["set", "image"])
     assert list(table.columns) == ["set", "image", "frozen", "swapped"] and len(table) == len(own)
     model = test_time.trained_network(run)
-    images = study.test_images(SMOKE, run.data)["embedded-test"]
+    images = records.test_images(SMOKE, run.data)["embedded-test"]
     with attending(model, test_time.replaced(test_time.training_mean(model, run))):
         frozen = evaluate(model, images, 2).set_index("image").psnr_y
     for row in table.itertuples():
@@ -98,7 +99,7 @@ def test_verdicts_follow_the_scores(results, bonus, own, scale):
     wanted = fake(CPU, "controls", bonus={f"{b} {k}": value for b in blocks for k, value in bonus.items()})
     for block in blocks:   # what test time would have measured: as much worse than IKM as constant attention is
         for run in wanted[f"{block} IKM"]:
-            table = study.scores([run])[["set", "image", "psnr_y"]]
+            table = records.scores([run])[["set", "image", "psnr_y"]]
             worse = bonus["IKM"] - bonus.get("constant 1.5", 0) + 0.001
             table = table.assign(frozen=table.psnr_y - worse, swapped=table.psnr_y - worse)
             if own != "supported":

@@ -4,10 +4,10 @@ from dataclasses import replace
 import pytest
 from conftest import tiny
 
-from ikmlib import experiments, recipe, study, weights
 from ikmlib.config import PROFILES
-from ikmlib.experiments import PARTS, PLAN, planned
 from ikmlib.models import ARCHITECTURES, SRNetwork, complexity
+from ikmlib.study import experiments, recipe, records, weights
+from ikmlib.study.experiments import PARTS, PLAN, planned
 from ikmlib.trainers import TrainingDiverged
 
 SMOKE, CPU, LONG, PAPER = (PROFILES[name] for name in ("smoke", "cpu", "cpu-long", "paper"))
@@ -32,7 +32,7 @@ def test_five_seeds_where_declared_one_for_table_1_three_elsewhere():
 
 
 def test_the_first_seed_of_a_stage_comes_first_and_table3_before_all(monkeypatch):
-    monkeypatch.setattr(study.datasets, "is_installed", lambda name: True)
+    monkeypatch.setattr(records.datasets, "is_installed", lambda name: True)
     runs = experiments.queue(None)
     cells = {(run.arch.block, run.arch.attention) for run in runs[:16]}
     assert len(cells) == 16 and {run.seed for run in runs[:16]} == {0} and runs[0].id.startswith("uhdb-none-x2-seed0-")
@@ -103,14 +103,14 @@ def test_queue_names_what_it_knows():
 
 def test_diverged_runs_are_reported_and_others_go_on(results, monkeypatch):
     good, bad = tiny(), tiny(seed=1)
-    real = study.train
+    real = records.train
 
     def train(run, **options):
         if run == bad:
             raise TrainingDiverged("run seed1: loss nan")
         return real(run, show=False)
 
-    monkeypatch.setattr(study, "train", train)
+    monkeypatch.setattr(records, "train", train)
     with pytest.warns(UserWarning, match="loss nan"):
         assert experiments.ensure({"a": [bad, good]}) == {"a": [good]}
     assert experiments.ensure({"a": [bad], "b": [good]}, train_missing=False) == {"a": [], "b": [good]}
@@ -121,16 +121,16 @@ def test_diverged_runs_are_reported_and_others_go_on(results, monkeypatch):
 
 def test_status_knows_what_is_left(results, monkeypatch):
     done, begun, missing = tiny(), tiny(seed=1, updates=400), tiny(seed=2, updates=12)
-    study.train(done, show=False)
-    study.train(begun, show=False, deadline=__import__("time").monotonic() + 0.3)
+    records.train(done, show=False)
+    records.train(begun, show=False, deadline=__import__("time").monotonic() + 0.3)
     runs = {"table3": [done, begun], "fig9": [done, missing]}
     monkeypatch.setattr(experiments, "PLAN", (experiments.Row("smoke", "smoke", "table3", (0,)),
                                               experiments.Row("smoke", "smoke", "fig9", (0,))))
     monkeypatch.setattr(experiments.Row, "runs", lambda row, seed: runs[row.part])
     table = experiments.status(SMOKE).set_index("part")
     assert list(table.runs) == [2, 1] and list(table.finished) == [1, 0]   # a shared run counts once
-    spent = study.record(done)["train_seconds"]
-    _, updates, seconds = study.state(begun)
+    spent = records.record(done)["train_seconds"]
+    _, updates, seconds = records.state(begun)
     assert table.hours_left["fig9"] == pytest.approx(2 * spent / 3600)
     assert table.hours_left["table3"] == pytest.approx(seconds * (400 - updates) / updates / 3600)
 

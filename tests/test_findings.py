@@ -4,12 +4,13 @@ import pandas as pd
 import pytest
 import torch
 
-from ikmlib import claims, config, experiments, findings, protocol
+from ikmlib import config
 from ikmlib.config import PROFILES
 from ikmlib.files import write_csv, write_text
-from ikmlib.findings import Conv, count
 from ikmlib.models import build_model, cost
-from ikmlib.study import SCORES
+from ikmlib.study import claims, experiments, findings, protocol
+from ikmlib.study.findings import Conv, count
+from ikmlib.study.records import SCORES
 
 CPU = PROFILES["cpu"]
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 from conftest import tiny
 
-from ikmlib import config, maps, report, study
+from ikmlib import config
 from ikmlib.files import save_torch
 from ikmlib.layers import IKMConv2d, attending, contextual_attention
 from ikmlib.models import ARCHITECTURES, DenseUnit, SRNetwork
-from ikmlib.weights import trained_network
+from ikmlib.study import maps, notebook, records
+from ikmlib.study.weights import trained_network
 
 random = np.random.default_rng(0)
 SHAPES = {name: np.array(cells, dtype=float) for name, cells in maps.SHAPES.items()}
@@ -221,10 +222,10 @@ def test_the_hardest_window_is_where_the_error_is():
 
 def test_figures_from_untrained_networks(monkeypatch):
     network = tiny().build()
-    monkeypatch.setattr(study, "test_images", lambda profile, data: {"a": {"b": picture(), "c": picture()}})
+    monkeypatch.setattr(records, "test_images", lambda profile, data: {"a": {"b": picture(), "c": picture()}})
     measured = maps.measure({tiny(): network}, config.PROFILES["smoke"])
     np.testing.assert_array_equal(measured["trained"].whole, measured["untrained"].whole)   # the same weights
-    report.style()
+    notebook.style()
     assert len(maps.figure_shares(measured).axes) == 2
     assert len(maps.figure_composition(measured["trained"]).axes) == 3
     figure = maps.figure_pictures(network, measured["trained"].whole[0], units=(1, 2))

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ikmlib import config, experiments, runner
+from ikmlib import config
 from ikmlib.__main__ import main
+from ikmlib.study import experiments, runner
 
 NOTEBOOKS = sorted((config.ROOT / "notebooks").glob("*.ipynb"))
 by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

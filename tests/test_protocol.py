@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 import torch
 
-from ikmlib import config, datasets, protocol
+from ikmlib import config, datasets
 from ikmlib.layers import attention_range, contextual_attention, proportion_transform
+from ikmlib.study import protocol
 
 
 def needs(*sets):

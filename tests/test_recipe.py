@@ -4,8 +4,8 @@ import json
 import pandas as pd
 import pytest
 
-from ikmlib import recipe, study
 from ikmlib.config import PROFILES
+from ikmlib.study import recipe, records
 
 A, B, C = ((rate, 4000, 4) for rate in recipe.RATES)
 
@@ -64,5 +64,5 @@ def test_the_search_goes_rates_a_rate_that_rb_bears_shapes_second_seed(results):
 
 
 def test_no_test_image_is_seen():
-    assert study.test_images(PROFILES["recipe"], ("T91", "BSDS500")) == {}
+    assert records.test_images(PROFILES["recipe"], ("T91", "BSDS500")) == {}
     assert not set(PROFILES["recipe"].seeds) & {seed for p in PROFILES.values() if p.evidence for seed in p.seeds}

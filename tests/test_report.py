@@ -5,9 +5,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ikmlib import config, experiments, report
+from ikmlib import config
 from ikmlib.files import write_csv, write_text
-from ikmlib.study import SCORES
+from ikmlib.study import experiments, notebook, report
+from ikmlib.study.records import SCORES
 
 random = np.random.default_rng(0)
 
@@ -15,24 +16,24 @@ random = np.random.default_rng(0)
 def test_readable_twins():
     frame = pd.DataFrame({"block": ["RB"], "psnr_paper": [37.474], "psnr_ours": [35.2], "psnr_sd": [0.034],
                           "ssim_ours": [np.nan], "seeds": [3]})
-    shown = report.readable(frame)
+    shown = notebook.readable(frame)
     assert dict(shown.iloc[0]) == {"block": "RB", "psnr paper": "37.47", "psnr ours": "35.20 ± 0.03",
                                    "ssim ours": "–", "seeds": "3"}
-    assert report.markdown_table(frame).splitlines()[2] == "| RB | 37.47 | 35.20 ± 0.03 | – | 3 |"
+    assert notebook.markdown_table(frame).splitlines()[2] == "| RB | 37.47 | 35.20 ± 0.03 | – | 3 |"
 
 
 def test_unknown_papermill_parameter_is_refused():
     cells = ["", 'profile = "auto"\ntrain = True', '# Parameters\nprofile = "smoke"\n']
-    report.check_parameters(cells)
-    report.check_parameters(cells[:2])
+    notebook.check_parameters(cells)
+    notebook.check_parameters(cells[:2])
     with pytest.raises(ValueError, match="unknown parameter epochs; this notebook takes profile, train"):
-        report.check_parameters([*cells, "# Parameters\nepochs = 3\n"])
+        notebook.check_parameters([*cells, "# Parameters\nepochs = 3\n"])
 
 
 def test_page_records_what_the_report_shows(results):
     import matplotlib.pyplot as plt
 
-    page = report.open_page("04_table3_attention", profile="smoke")
+    page = notebook.open_page("04_table3_attention", profile="smoke")
     frame = pd.DataFrame({"block": ["RB"], "psnr_ours": [31.25]})
     page.table(frame, "numbers", "Some numbers")
     pd.testing.assert_frame_equal(pd.read_csv(results / "smoke" / "numbers.csv"), frame)
@@ -53,12 +54,12 @@ def test_page_records_what_the_report_shows(results):
 def test_a_recorded_page_shows_what_is_on_disk_and_writes_nothing(results):
     import matplotlib.pyplot as plt
 
-    written = report.open_page("13_cost", profile="cpu")
+    written = notebook.open_page("13_cost", profile="cpu")
     first = written.measured("cost", lambda: pd.DataFrame({"ms": [1.5]}))
     written.table(first, "cost")
     written.verdict("C11", paper="p", ours="o", verdict="supported", because="b")
     before = {path: path.stat().st_mtime_ns for path in results.rglob("*") if path.is_file()}
-    page = report.open_page("13_cost", profile="recorded")
+    page = notebook.open_page("13_cost", profile="recorded")
     assert page.profile.name == "cpu" and page.measured("cost", None).ms.item() == 1.5   # no measurement is made
     page.table(pd.DataFrame({"ms": [9.0]}), "cost")
     page.figure(plt.figure(), "picture")
@@ -66,7 +67,7 @@ def test_a_recorded_page_shows_what_is_on_disk_and_writes_nothing(results):
     page.shown("cost.csv", "absent.png")
     assert "**C11: supported.**" in page.told("C11").data and page.told("C1") is None
     assert {path: path.stat().st_mtime_ns for path in results.rglob("*") if path.is_file()} == before
-    again = report.open_page("13_cost", profile="cpu", train=False)
+    again = notebook.open_page("13_cost", profile="cpu", train=False)
     assert again.measured("cost", None).ms.item() == 1.5 and not again.recorded
 
 
@@ -101,7 +102,7 @@ def test_the_numbers_of_the_report_are_those_of_the_per_image_records(results, e
     cpu = config.PROFILES["cpu"]
     planned = experiments.planned(cpu, "table3")
     trained(run for runs in planned.values() for run in runs)
-    made, page = executed("04", "cpu"), report.Page("04_table3_attention", cpu)
+    made, page = executed("04", "cpu"), notebook.Page("04_table3_attention", cpu)
     for name in ("table3", "table3_contrasts"):
         page.table(made.tables[name], name)
     for name, found in made.verdicts.items():
@@ -148,7 +149,7 @@ def test_text_tagged_for_the_report_appears_once_and_below_its_page(results):
 
 
 def test_links_lead_to_executed_notebooks(results):
-    page = report.open_page("01_fig1_synthetic_1d", profile="cpu")
+    page = notebook.open_page("01_fig1_synthetic_1d", profile="cpu")
     page.verdict("C12", paper="p", ours="o", verdict="mixed", because="b")
     executed = results / "cpu" / "notebooks"
     executed.mkdir()

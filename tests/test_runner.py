@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from ikmlib import runner
+from ikmlib.study import runner
 
 PARAMETERS = 'profile = "smoke"  # how much\ntrain = True'
 
@@ -47,7 +47,7 @@ def notebooks(tmp_path, results, monkeypatch) -> Path:
         report.write_text("a report")
         return report
 
-    monkeypatch.setitem(sys.modules, "ikmlib.report", types.SimpleNamespace(
+    monkeypatch.setitem(sys.modules, "ikmlib.study.report", types.SimpleNamespace(
         write_report=write_report, write_overall=lambda: results / "REPORT.md"))
     return folder
 

@@ -3,8 +3,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ikmlib import stats
-from ikmlib.stats import Difference, contrast, holm, judge, outcomes, paired, residual_deviation
+from ikmlib.study import stats
+from ikmlib.study.stats import Difference, contrast, holm, judge, outcomes, paired, residual_deviation
 
 random = np.random.default_rng(0)
 

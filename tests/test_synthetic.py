@@ -4,9 +4,9 @@ import pandas as pd
 import pytest
 from scipy.optimize import lsq_linear
 
-from ikmlib import synthetic
 from ikmlib.layers import attention_range
-from ikmlib.synthetic import KINDS, Moments, Setup, Signals
+from ikmlib.study import synthetic
+from ikmlib.study.synthetic import KINDS, Moments, Setup, Signals
 
 SMALL = Setup(kernel=5, length=120, per_kind=6)
 

@@ -11,11 +11,13 @@ import torch
 from PIL import Image
 from skimage import data as photographs
 
-from ikmlib import card, config, files, study, upscale, weights
+from ikmlib import config, files
 from ikmlib.__main__ import main
 from ikmlib.models import Architecture, SRNetwork
+from ikmlib.study import records, weights
+from ikmlib.tools import model_card, upscale
+from ikmlib.tools.upscale import enlarge, plan, png
 from ikmlib.trainers import super_resolve
-from ikmlib.upscale import enlarge, plan, png
 
 RGB = photographs.astronaut()[100:120, 200:230]      # (20, 30, 3)
 
@@ -26,8 +28,8 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IKM_RESULTS", str(tmp_path_factory.mktemp("results")))
         arch = Architecture("db", blocks=1, depths=(1, 1), channels=8, growth=4)
-        run = replace(study.Run.of(config.PROFILES["smoke"], arch, seed=0), updates=3)
-        study.train(run, show=False)
+        run = replace(records.Run.of(config.PROFILES["smoke"], arch, seed=0), updates=3)
+        records.train(run, show=False)
         yield run, run.folder
 
 
@@ -54,9 +56,9 @@ def test_exported_weights_are_the_run_s(trained, file):
     network, record = weights.load(file)
     state = torch.load(folder / "weights.pt", weights_only=True)["model"]
     assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
-    assert not network.training and network.arch == run.arch and record == study.record(run)
+    assert not network.training and network.arch == run.arch and record == records.record(run)
     listed = weights.index()[file.name]
-    assert listed["scores"]["embedded-test"]["psnr_y"] == pytest.approx(study.scores([run]).psnr_y.mean(), abs=1e-4)
+    assert listed["scores"]["embedded-test"]["psnr_y"] == pytest.approx(records.scores([run]).psnr_y.mean(), abs=1e-4)
     before = file.read_bytes()
     assert weights.export(folder) == file and file.read_bytes() == before   # byte for byte, so that a sha256 means much
 
@@ -306,9 +308,9 @@ def test_weights_of_another_scale_are_an_error(file, tmp_path, capsys):
 
 
 def test_card_is_made_of_the_records(trained, file):
-    run, text = trained[0], card.write().read_text()
-    scores = study.scores([run]).set_index("image").psnr_y
-    gains = card.gains(weights.index()[file.name]).set_index("image")
+    run, text = trained[0], model_card.write().read_text()
+    scores = records.scores([run]).set_index("image").psnr_y
+    gains = model_card.gains(weights.index()[file.name]).set_index("image")
     assert gains.gain_db.is_monotonic_increasing and set(gains.index) == {"chelsea", "coffee"}
     assert np.allclose(gains.psnr_y, scores[gains.index], atol=1e-6)
     assert gains.psnr_y_bicubic.between(25, 40).all()      # of 128 x 128 crops, x2
@@ -325,7 +327,7 @@ def test_card_is_made_of_the_records(trained, file):
     (2, 37.00, "this one has 37.00 dB.", False), (4, 30.00, "0.49 dB below the worst of them", True)])
 def test_card_says_how_far_a_network_is_from_published_ones(scale, psnr, said, warned):
     """36.66 and 30.49 dB are SRCNN's rows of Table I, 38.23 dB is U-HDN_L's of Table II."""
-    text = card.beside_published({"spec": {"scale": scale}, "scores": {"Set5": {"psnr_y": psnr}}})
+    text = model_card.beside_published({"spec": {"scale": scale}, "scores": {"Set5": {"psnr_y": psnr}}})
     assert said in text and ("do not use it where quality matters" in text) == warned
 
 

@@ -11,13 +11,24 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from . import config, study
-from .claims import seeds_in_words
-from .config import PROFILES, Profile
-from .experiments import PARTS, Variants, complete, planned
-from .models import cost
-from .stats import MIN_SEEDS, SMALLEST, UNTESTED, Difference, Waiting, contrast, judge, outcomes, residual_deviation
-from .study import Run
+from ikmlib import config
+from ikmlib.config import PROFILES, Profile
+from ikmlib.models import cost
+from ikmlib.study import records
+from ikmlib.study.claims import seeds_in_words
+from ikmlib.study.experiments import PARTS, Variants, complete, planned
+from ikmlib.study.records import Run
+from ikmlib.study.stats import (
+    MIN_SEEDS,
+    SMALLEST,
+    UNTESTED,
+    Difference,
+    Waiting,
+    contrast,
+    judge,
+    outcomes,
+    residual_deviation,
+)
 
 Weights = Mapping[str, float]
 
@@ -31,13 +42,13 @@ def paper(name: str) -> pd.DataFrame:
 
 
 def scores(done: Variants) -> pd.DataFrame:
-    """Per-image scores of finished runs with their variant's label, in columns as `study.SCORES` and `variant`."""
-    return _labelled(done, study.scores)
+    """Per-image scores of finished runs with their variant's label, in columns as `records.SCORES` and `variant`."""
+    return _labelled(done, records.scores)
 
 
 def curves(done: Variants) -> pd.DataFrame:
     """Learning curves of finished runs with their variant's label."""
-    return _labelled(done, study.curves)
+    return _labelled(done, records.curves)
 
 
 def _labelled(done: Variants, read) -> pd.DataFrame:

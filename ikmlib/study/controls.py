@@ -13,19 +13,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from . import study
-from .claims import seeds_in_words
-from .config import PROFILES, Profile
-from .data import training_data
-from .evidence import architecture_of, claim, contrasts, differences, draw_intervals, with_seeds
-from .experiments import CONTROLS, RB_CONTROLS, UHDB, Variants, planned
-from .experiments import controls as trained_controls
-from .layers import GRADIENTS, IKMConv2d
-from .models import SRNetwork
-from .stats import MIN_SEEDS, SMALLEST, Difference
-from .study import Run
-from .test_time import TEST_TIME, test_time_scores
-from .trainers import learning_rate, mae
+from ikmlib.config import PROFILES, Profile
+from ikmlib.data import training_data
+from ikmlib.layers import GRADIENTS, IKMConv2d
+from ikmlib.models import SRNetwork
+from ikmlib.study import records
+from ikmlib.study.claims import seeds_in_words
+from ikmlib.study.comparisons import architecture_of, claim, contrasts, differences, draw_intervals, with_seeds
+from ikmlib.study.experiments import CONTROLS, RB_CONTROLS, UHDB, Variants, planned
+from ikmlib.study.experiments import controls as trained_controls
+from ikmlib.study.records import Run
+from ikmlib.study.stats import MIN_SEEDS, SMALLEST, Difference
+from ikmlib.study.test_time import TEST_TIME, test_time_scores
+from ikmlib.trainers import learning_rate, mae
 
 BLOCKS = ("U-HDB", "RB")
 GRADIENT_UPDATES = (0, 10, 50, 100, 200)
@@ -67,7 +67,7 @@ def own_attention_questions(blocks: Sequence[str] = BLOCKS) -> dict[str, dict[st
 
 
 def answers(profile: Profile, asked: dict[str, dict[str, float]]) -> pd.DataFrame:
-    """`evidence.contrasts` of the controls; deviations over seeds are pooled within an architecture."""
+    """`comparisons.contrasts` of the controls; deviations over seeds are pooled within an architecture."""
     wanted = planned(profile, "controls")
     return contrasts(wanted, asked, family=architecture_of, at_test=at_test(wanted))
 
@@ -140,9 +140,9 @@ def gradient_agreement(profile: Profile) -> pd.DataFrame:
 
     A short training of its own, at GRADIENT_UPDATES up to the profile's updates; the batch is the one that follows.
     """
-    device, rows = study.default_device(), []
+    device, rows = records.default_device(), []
     for seed in profile.seeds:
-        run = study.found(Run.of(profile, UHDB, seed))
+        run = records.found(Run.of(profile, UHDB, seed))
         sampler, _, _ = training_data(run.data, run.scale, run.patch, str(device))
         model = run.build().to(device, memory_format=torch.channels_last)
         optimizer = torch.optim.Adam(model.parameters(), lr=run.rate)

@@ -11,14 +11,15 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from . import artefacts, config, evidence, experiments, protocol
-from .config import Profile
-from .experiments import Variants
-from .layers import attention_range
-from .models import ARCHITECTURES
-from .protocol import cost_columns, cost_table, rounding_cost, rounds_to
-from .stats import SMALLEST, UNTESTED
-from .study import psnr_by_image
+from ikmlib import config
+from ikmlib.config import Profile
+from ikmlib.layers import attention_range
+from ikmlib.models import ARCHITECTURES
+from ikmlib.study import artefacts, comparisons, experiments, protocol
+from ikmlib.study.experiments import Variants
+from ikmlib.study.protocol import cost_columns, cost_table, rounding_cost, rounds_to
+from ikmlib.study.records import psnr_by_image
+from ikmlib.study.stats import SMALLEST, UNTESTED
 
 FIG2 = (0.63, 1.32)   # least and largest attention that the paper's Fig. 2 shows
 # PSNR at x2 that the authors of two methods of Table II published, on floating-point luma. Set5: the mean of the list
@@ -171,7 +172,7 @@ def rounded_table2(done: Variants) -> pd.DataFrame:
     over the set's images (NaN for a set that they are not scored on). U-HDN_L's printed Set5 score is read as one on
     floating-point luma.
     """
-    ours, paper = evidence.scores(done), artefacts.table2_published()
+    ours, paper = comparisons.scores(done), artefacts.table2_published()
     rows = []
     for method, published in {**AUTHORS, "U-HDNL+IKM": {"Set5": paper.Set5_psnr["U-HDNL+IKM"]}}.items():
         source = "its authors" if method in AUTHORS else "Table II, if on floating-point luma"
@@ -293,7 +294,7 @@ def repeats(profile: Profile) -> pd.DataFrame:
             change = pd.Series(dtype=float)
             if all(one.finished for one in pair):
                 change = psnr_by_image(pair[1].folder) - psnr_by_image(pair[0].folder)
-            rows.append((label, run.seed, evidence.runs_in_words(pair), change.mean(), change.std()))
+            rows.append((label, run.seed, comparisons.runs_in_words(pair), change.mean(), change.std()))
     return pd.DataFrame(rows, columns=["variant", "seed", "runs", "change_db", "over_images_sd_db"])
 
 
@@ -305,8 +306,8 @@ def errors_found(profile: Profile, traps: pd.DataFrame, cells: pd.DataFrame, oth
     rows = [*_trap_errors(traps), *_cost_errors(cells, others)]
     question = {"U-HDB: IKM − none": {"U-HDB IKM": 1, "U-HDB none": -1}}
     runs = experiments.planned(profile, "table3")
-    pooled = evidence.contrasts(runs, question, family=evidence.architecture_of).iloc[0]
-    for five in evidence.contrasts(runs, question, sets=["Set5"], family=evidence.architecture_of).query(
+    pooled = comparisons.contrasts(runs, question, family=comparisons.architecture_of).iloc[0]
+    for five in comparisons.contrasts(runs, question, sets=["Set5"], family=comparisons.architecture_of).query(
             "images == 5").itertuples():
         rows.append(("gains of 0.05 to 0.09 dB are read off five images, without a spread", "Tables III and V, Set5",
                      f"width of the 95 % interval of U-HDB: IKM − none, {five.seeds} seeds: "

@@ -12,11 +12,11 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from . import config
-from .files import locked, write_bytes, write_text
-from .models import SCALES, Architecture, SRNetwork
-from .study import Run, default_device
-from .trainers import load_checkpoint
+from ikmlib import config
+from ikmlib.files import locked, write_bytes, write_text
+from ikmlib.models import SCALES, Architecture, SRNetwork
+from ikmlib.study.records import Run, default_device
+from ikmlib.trainers import load_checkpoint
 
 METADATA = "ikmlib"   # one key: safetensors writes several in any order, and the file's sha256 would vary
 

@@ -16,17 +16,18 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from . import datasets, study
-from .config import Profile
-from .data import crop_to_multiple, imresize, to_rgb
-from .evidence import claim
-from .layers import attending
-from .metrics import luma, psnr_y
-from .models import DenseUnit, SRNetwork
-from .stats import Difference, Waiting, half_width, paired, standard_error
-from .study import Run
-from .trainers import pairs, restored, super_resolve
-from .weights import trained_network
+from ikmlib import datasets
+from ikmlib.config import Profile
+from ikmlib.data import crop_to_multiple, imresize, to_rgb
+from ikmlib.layers import attending
+from ikmlib.metrics import luma, psnr_y
+from ikmlib.models import DenseUnit, SRNetwork
+from ikmlib.study import records
+from ikmlib.study.comparisons import claim
+from ikmlib.study.records import Run
+from ikmlib.study.stats import Difference, Waiting, half_width, paired, standard_error
+from ikmlib.study.weights import trained_network
+from ikmlib.trainers import pairs, restored, super_resolve
 
 # The shapes that the paper names, and the vertical twin of the second as a control. "Horizontal" as everywhere in
 # image processing: the filter that finds horizontal edges. The eight-neighbour Laplace has a cosine of 0.95 with the
@@ -53,7 +54,7 @@ def trained(runs: Iterable[Run]) -> dict[Run, SRNetwork]:
 
 
 def _ready(run: Run) -> SRNetwork:
-    return run.build().to(study.default_device()).eval()
+    return run.build().to(records.default_device()).eval()
 
 
 def unit_attention(model: SRNetwork, lr_uint8: np.ndarray) -> np.ndarray:
@@ -111,7 +112,7 @@ def measure(networks: Mapping[Run, SRNetwork], profile: Profile) -> dict[str, At
     if not networks:
         return {}
     first = next(iter(networks))
-    sets = study.test_images(profile, first.data)
+    sets = records.test_images(profile, first.data)
     images = [image for named in sets.values() for image in named.values()]
     return {"trained": collect(list(networks.values()), images),
             "untrained": collect([_ready(first)], images)}

@@ -17,12 +17,12 @@ from skimage.transform import resize
 from torch import Tensor
 from tqdm import tqdm
 
-from . import config, datasets
-from .data import _contributions, crop_to_multiple, imresize, to_rgb
-from .fast import modulated_conv2d
-from .layers import attention_range, contextual_attention
-from .metrics import luma, psnr_y, ssim_y
-from .models import ARCHITECTURES, SCALES, Architecture, DenseUnit, SRNetwork, cost
+from ikmlib import config, datasets
+from ikmlib.data import _contributions, crop_to_multiple, imresize, to_rgb
+from ikmlib.fast import modulated_conv2d
+from ikmlib.layers import attention_range, contextual_attention
+from ikmlib.metrics import luma, psnr_y, ssim_y
+from ikmlib.models import ARCHITECTURES, SCALES, Architecture, DenseUnit, SRNetwork, cost
 
 DIGITS = {"psnr": 2, "ssim": 4}   # as the paper prints them
 MATLAB = "MATLAB imresize"

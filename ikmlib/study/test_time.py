@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from . import config, study
-from .data import training_data
-from .files import write_csv
-from .layers import IKMConv2d, attending
-from .metrics import psnr_y
-from .models import SRNetwork
-from .study import Run
-from .trainers import keep_memory, super_resolve
-from .weights import trained_network
+from ikmlib import config
+from ikmlib.data import training_data
+from ikmlib.files import write_csv
+from ikmlib.layers import IKMConv2d, attending
+from ikmlib.metrics import psnr_y
+from ikmlib.models import SRNetwork
+from ikmlib.study import records
+from ikmlib.study.records import Run
+from ikmlib.study.weights import trained_network
+from ikmlib.trainers import keep_memory, super_resolve
 
 TEST_TIME = {"frozen": "IKM, frozen at test", "swapped": "IKM, swapped at test"}
 FROZEN_BATCHES = 32   # of the run's own training batches, over which attention is averaged
@@ -67,7 +68,7 @@ def test_time_scores(run: Run) -> pd.DataFrame | None:
         return None
     keep_memory()
     frozen, rows = training_mean(model, run), []
-    for set_name, images in study.test_pairs(config.get_profile(run.profile), run.data, run.scale).items():
+    for set_name, images in records.test_pairs(config.get_profile(run.profile), run.data, run.scale).items():
         following = [*images[1:], images[0]]
         for (name, lr, hr), (_, other, _) in tqdm(list(zip(images, following, strict=True)),
                                                   f"other attention, {set_name}", leave=False, delay=2):

@@ -23,13 +23,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from . import config, datasets
-from .config import Profile
-from .data import centre_crop, training_data
-from .files import locked, save_torch, write_csv, write_text
-from .metrics import psnr_y, ssim_y
-from .models import ARCHITECTURES, Architecture, SRNetwork, complexity
-from .trainers import Pair, Trainer, TrainingDiverged, keep_memory, load_checkpoint, mean_psnr, pairs, restored
+from ikmlib import config, datasets
+from ikmlib.config import Profile
+from ikmlib.data import centre_crop, training_data
+from ikmlib.files import locked, save_torch, write_csv, write_text
+from ikmlib.metrics import psnr_y, ssim_y
+from ikmlib.models import ARCHITECTURES, Architecture, SRNetwork, complexity
+from ikmlib.trainers import Pair, Trainer, TrainingDiverged, keep_memory, load_checkpoint, mean_psnr, pairs, restored
 
 LEARNING_RATE = 2e-4
 LATER = ("schedule", "reverse")   # fields of a run that came after the first records

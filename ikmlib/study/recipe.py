@@ -10,10 +10,10 @@ from dataclasses import replace
 
 import pandas as pd
 
-from . import study
-from .config import PROFILES
-from .models import ARCHITECTURES
-from .study import Run
+from ikmlib.config import PROFILES
+from ikmlib.models import ARCHITECTURES
+from ikmlib.study import records
+from ikmlib.study.records import Run
 
 RATES = (5e-4, 1e-3, 2e-3)                       # first, at the profile's updates x batch
 SHAPES = ((4000, 4), (2000, 8), (8000, 2))       # then, at the rate that won: updates x batch, as many pixels each
@@ -33,7 +33,7 @@ def runs(candidate: Candidate, seed: int, block: str = "uhdb") -> dict[str, Run]
 
 def _psnr(run: Run) -> float:
     """PSNR on the validation images after the last update, dB; NaN where the run is not finished."""
-    return float(study.curves([run]).psnr_y.iloc[-1]) if run.finished else float("nan")
+    return float(records.curves([run]).psnr_y.iloc[-1]) if run.finished else float("nan")
 
 
 def validation_psnr(candidate: Candidate, seed: int) -> dict[str, float] | None:

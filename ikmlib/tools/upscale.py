@@ -27,9 +27,10 @@ from scipy.ndimage import distance_transform_edt
 from torch import nn
 from tqdm import tqdm
 
-from . import config, study, weights
-from .files import write_bytes
-from .pictures import FORMATS, read, without_limits
+from ikmlib import config
+from ikmlib.files import write_bytes
+from ikmlib.pictures import FORMATS, read, without_limits
+from ikmlib.study import records, weights
 
 TILE, OVERLAP = 256, 32   # input pixels; of an overlap each of the two tiles gives one half
 DIGEST = "ikmlib upscale"   # the key of a text in each result's PNG file: a digest of all that it depends on
@@ -147,7 +148,7 @@ def upscale(inputs: Iterable[str | os.PathLike], out: str | os.PathLike, *, scal
     pairs = plan(inputs, out, network.scale)
     if not config.get_profile(record["profile"]).evidence:
         warnings.warn(f"{weights_file}: trained only to see that everything runs; bicubic is better", stacklevel=2)
-    network = network.to(study.default_device(), memory_format=torch.channels_last)
+    network = network.to(records.default_device(), memory_format=torch.channels_last)
     common = f"{TILE} {OVERLAP} {hashlib.sha256(weights_file.read_bytes()).hexdigest()}".encode()
     taken, written, kept, failed = {path.resolve() for path, _ in pairs}, [], [], {}
     for source, target in tqdm(pairs, f"{record['id']} ({record['profile']})", unit="file", disable=not show):

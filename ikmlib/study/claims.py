@@ -9,10 +9,10 @@ import json
 
 import pandas as pd
 
-from . import config
-from .config import PROFILES, Profile
-from .experiments import PARTS, planned
-from .stats import UNTESTED
+from ikmlib import config
+from ikmlib.config import PROFILES, Profile
+from ikmlib.study.experiments import PARTS, planned
+from ikmlib.study.stats import UNTESTED
 
 UNTRAINED = "nothing trained"
 # The paper's claims -> in a few words, and the number of the notebook that tests it

@@ -9,11 +9,12 @@ import pytest
 import torch
 from conftest import TINY, tiny
 
-from ikmlib import config, datasets, study
+from ikmlib import config, datasets
 from ikmlib.config import PROFILES
 from ikmlib.metrics import psnr_y, ssim_y
 from ikmlib.models import ARCHITECTURES, Architecture
-from ikmlib.study import Run
+from ikmlib.study import records
+from ikmlib.study.records import Run
 from ikmlib.trainers import TrainingDiverged, evaluate, pairs, restored
 
 SMOKE = PROFILES["smoke"]
@@ -33,9 +34,9 @@ def test_a_schedule_changes_the_id_and_the_papers_is_left_out_of_it():
 
 
 def test_slugs_are_readable():
-    assert study.slug(ARCHITECTURES["uhdn_l"]) == "uhdn_l-ikm"
-    assert study.slug(replace(ARCHITECTURES["rb"], attention="ca")) == "rb-ca"
-    assert study.slug(replace(ARCHITECTURES["uhdn"], kernel=5, gradient="go")) == "uhdn-ikm-kernel5-gradientgo"
+    assert records.slug(ARCHITECTURES["uhdn_l"]) == "uhdn_l-ikm"
+    assert records.slug(replace(ARCHITECTURES["rb"], attention="ca")) == "rb-ca"
+    assert records.slug(replace(ARCHITECTURES["uhdn"], kernel=5, gradient="go")) == "uhdn-ikm-kernel5-gradientgo"
     run = Run.of(PROFILES["cpu"], ARCHITECTURES["uhdb"], 1)
     assert run.id.startswith("uhdb-ikm-x2-seed1-")
     assert replace(run, batch=1, updates=16000).id.startswith("uhdb-ikm-batch1-updates16000-x2-seed1-")
@@ -43,56 +44,56 @@ def test_slugs_are_readable():
 
 def test_a_run_is_trained_and_scored_once(results, monkeypatch):
     run = tiny()
-    assert study.train(run, show=False) and run.finished
-    record = study.record(run)
+    assert records.train(run, show=False) and run.finished
+    record = records.record(run)
     assert record["id"] == run.id and record["spec"] == run.spec and record["params"] == sum(
         p.numel() for p in run.build().parameters())
     for key in ("git_commit", "device", "torch", "finished_utc", "data_sha256", "updates_per_second"):
         assert record[key]
     assert not (run.folder / "checkpoint.pt").exists()
-    monkeypatch.setattr(study, "Trainer", None)   # any attempt to train again fails
-    assert study.train(run)
+    monkeypatch.setattr(records, "Trainer", None)   # any attempt to train again fails
+    assert records.train(run)
 
 
 def test_scores_are_of_the_saved_weights_under_both_conventions(results):
     run = tiny()
-    study.train(run, show=False)
+    records.train(run, show=False)
     model = run.build()
     model.load_state_dict(torch.load(run.folder / "weights.pt", weights_only=True)["model"])
     model.to(memory_format=torch.channels_last)
-    images = study.test_images(SMOKE, run.data)["embedded-test"]
-    found = study.scores([run]).set_index("image")
+    images = records.test_images(SMOKE, run.data)["embedded-test"]
+    found = records.scores([run]).set_index("image")
     for name, sr, hr in restored(model, pairs(images, 2)):
         for rounded, suffix in ((False, ""), (True, "_rounded")):
             psnr, ssim = (metric(sr, hr, shave=2, round_y=rounded) for metric in (psnr_y, ssim_y))
             assert found.loc[name, f"psnr_y{suffix}"] == pytest.approx(psnr, abs=2e-6)
             assert found.loc[name, f"ssim_y{suffix}"] == pytest.approx(ssim, abs=2e-6)
-    curve = study.curves([run])
+    curve = records.curves([run])
     assert list(curve["update"]) == [3, 6]
-    validation = study.training_data(run.data, 2, 8, "cpu")[1]
+    validation = records.training_data(run.data, 2, 8, "cpu")[1]
     assert curve.psnr_y.iloc[-1] == pytest.approx(evaluate(model, validation, 2).psnr_y.mean(), abs=2e-6)
 
 
 def test_a_run_that_diverges_says_so_and_is_not_trained_again(results, monkeypatch):
     run = replace(tiny(updates=40), rate=1e4)
     with pytest.raises(TrainingDiverged, match=run.id):
-        study.train(run, show=False)
+        records.train(run, show=False)
     record = json.loads((run.folder / "diverged.json").read_text())
     assert run.diverged and not run.finished and record["spec"] == run.spec and 0 < record["update"] < 40
-    assert study.state(run)[0] == "diverged" and not (run.folder / "checkpoint.pt").exists()
-    monkeypatch.setattr(study, "Trainer", None)   # any attempt to train again fails
+    assert records.state(run)[0] == "diverged" and not (run.folder / "checkpoint.pt").exists()
+    monkeypatch.setattr(records, "Trainer", None)   # any attempt to train again fails
     with pytest.raises(TrainingDiverged, match=run.id):
-        study.train(run)
+        records.train(run)
 
 
 def test_interrupted_run_ends_like_an_uninterrupted_one(results, monkeypatch, tmp_path):
     torch.set_num_threads(1)
-    assert not study.train(tiny(), show=False, deadline=0.0)   # time is up before the first update
-    assert (tiny().folder / "checkpoint.pt").exists() and study.train(tiny(), show=False)
-    first = study.scores([tiny()])
+    assert not records.train(tiny(), show=False, deadline=0.0)   # time is up before the first update
+    assert (tiny().folder / "checkpoint.pt").exists() and records.train(tiny(), show=False)
+    first = records.scores([tiny()])
     monkeypatch.setenv("IKM_RESULTS", str(tmp_path / "again"))
-    study.train(tiny(), show=False)
-    pd.testing.assert_frame_equal(first, study.scores([tiny()]))
+    records.train(tiny(), show=False)
+    pd.testing.assert_frame_equal(first, records.scores([tiny()]))
 
 
 def test_a_run_in_other_hands_is_left_alone(results):
@@ -100,19 +101,19 @@ def test_a_run_in_other_hands_is_left_alone(results):
     run.folder.mkdir(parents=True)
     with open(run.folder / ".lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert study.train(run, show=False) is False
-    assert study.train(run, show=False)
+        assert records.train(run, show=False) is False
+    assert records.train(run, show=False)
 
 
 def test_missing_training_sets_fall_back_to_embedded_images_and_say_so(results, monkeypatch):
     monkeypatch.setattr(datasets, "is_installed", lambda name: name.startswith("embedded"))
     asked = Run.of(PROFILES["cpu"], TINY, 0)
-    run = study.found(asked)
+    run = records.found(asked)
     assert run.data == ("embedded-train",) and run.spec["data"] == ["embedded-train"] and run.id != asked.id
-    assert list(study.test_images(PROFILES["cpu"], run.data)) == ["embedded-test"]
+    assert list(records.test_images(PROFILES["cpu"], run.data)) == ["embedded-test"]
     asked.folder.mkdir(parents=True)
     (asked.folder / "run.json").write_text("{}")
-    assert study.found(asked) == asked   # finished elsewhere: its record serves, the images are not needed
+    assert records.found(asked) == asked   # finished elsewhere: its record serves, the images are not needed
 
 
 # --- committed records ----------------------------------------------------------------------------------------------

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import config, datasets, protocol, study, weights
-from .data import TEST_TWINS, to_rgb
-from .files import write_text
-from .metrics import psnr_y
-from .report import markdown_table
+from ikmlib import config, datasets
+from ikmlib.data import TEST_TWINS, to_rgb
+from ikmlib.files import write_text
+from ikmlib.metrics import psnr_y
+from ikmlib.study import protocol, records, weights
+from ikmlib.study.notebook import markdown_table
 
 SCHEDULES = {"halving": "halved after each third", "cosine": "with warm-up, then along half a cosine to 0"}
 WORST = 5   # images shown under "where it fails"
@@ -50,7 +51,7 @@ def gains(entry: dict) -> pd.DataFrame:
     scale = entry["spec"]["scale"]
     path = config.results_root() / entry["profile"] / "runs" / entry["id"] / "scores.csv"
     scores = pd.read_csv(path, dtype={"image": str})[["set", "image", "psnr_y", "ssim_y"]]
-    images = study.test_images(config.get_profile(entry["profile"]), tuple(entry["spec"]["data"]))
+    images = records.test_images(config.get_profile(entry["profile"]), tuple(entry["spec"]["data"]))
     rows = []
     for name in sorted(set(scores["set"]) & set(images)):
         for image, pixels in images[name].items():

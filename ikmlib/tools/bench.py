@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import study
-from .layers import IKMConv2d
-from .models import ARCHITECTURES, SRNetwork
-from .trainers import Captured, keep_memory
+from ikmlib.layers import IKMConv2d
+from ikmlib.models import ARCHITECTURES, SRNetwork
+from ikmlib.study import records
+from ikmlib.trainers import Captured, keep_memory
 
 VANILLA, BY_INPUTS, RELEASED, OURS = "vanilla", "vanilla, by inputs", "IKM as released", "IKM, ours"
 SCHEMES = (VANILLA, BY_INPUTS, RELEASED, OURS)
@@ -189,7 +189,7 @@ def table(chosen: list[Case], *, seconds: float, rounds: int = 1, device: torch.
     `seconds`: for each case and pass, in each of the `rounds` through all cases: a machine can be slow for minutes. The
     ratio is of neighbours in time; see `interleave`.
     """
-    device = device or study.default_device()
+    device = device or records.default_device()
     keep_memory()
     found = {case: [] for case in chosen}
     for case in tqdm(chosen * rounds, desc="bench", unit="case", disable=not show, leave=False):
@@ -225,10 +225,10 @@ def _load() -> float:
 
 def machine() -> pd.DataFrame:
     """Where and with what the bench ran: one row. The load is the machine's, with the bench's own threads."""
-    device = study.default_device()
-    return pd.DataFrame([{"device": study.device_name(device), "threads": torch.get_num_threads(),
+    device = records.default_device()
+    return pd.DataFrame([{"device": records.device_name(device), "threads": torch.get_num_threads(),
                           "load_1min": _load(), "torch": torch.__version__, "python": platform.python_version(),
-                          "git_commit": study.git_commit(),
+                          "git_commit": records.git_commit(),
                           "finished_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}])
 
 

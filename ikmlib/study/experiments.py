@@ -15,12 +15,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from . import config, recipe, study, weights
-from .config import PROFILES, Profile
-from .models import ARCHITECTURES, Architecture, SRNetwork, cost
-from .study import Run, found
-from .test_time import test_time_scores
-from .trainers import TrainingDiverged
+from ikmlib import config
+from ikmlib.config import PROFILES, Profile
+from ikmlib.models import ARCHITECTURES, Architecture, SRNetwork, cost
+from ikmlib.study import recipe, records, weights
+from ikmlib.study.records import Run, found
+from ikmlib.study.test_time import test_time_scores
+from ikmlib.trainers import TrainingDiverged
 
 Labelled = dict[str, Run]          # label -> the run with seed 0
 Variants = dict[str, list[Run]]    # label -> its runs, one a seed
@@ -257,7 +258,7 @@ PLAN = (
 
 
 def planned(profile: Profile, part: str) -> Variants:
-    """The declared runs of a part at a profile: label -> runs, one a seed (see `study.found`); maybe none."""
+    """The declared runs of a part at a profile: label -> runs, one a seed (see `records.found`); maybe none."""
     seeds: dict[str, list[int]] = {label: [] for label in PARTS[part][1](profile)}
     for row in PLAN:
         if (row.profile, row.part) == (profile.name, part):
@@ -319,7 +320,7 @@ def keep(run: Run) -> None:
     profile = PROFILES[run.profile]
     if not profile.evidence or run != Run.of(profile, run.arch, run.seed) or not (run.folder / "weights.pt").exists():
         return
-    with study.lock(run) as mine:
+    with records.lock(run) as mine:
         if not mine or not run.finished:
             return
         if run.arch in (UHDB, ARCHITECTURES["rb"]):
@@ -337,7 +338,7 @@ def ensure(wanted: Variants, *, train_missing: bool = True) -> Variants:
     done = set()
     for run in dict.fromkeys(sum(wanted.values(), [])):
         try:
-            if run.finished or train_missing and study.train(run):
+            if run.finished or train_missing and records.train(run):
                 keep(run)
                 done.add(run)
         except TrainingDiverged as error:
@@ -357,7 +358,7 @@ def work(profile: Profile | None, *, only: Iterable[str] = (), time_limit: float
         if deadline is not None and time.monotonic() >= deadline:
             break
         try:
-            if study.train(run, deadline=deadline, show=show):
+            if records.train(run, deadline=deadline, show=show):
                 keep(run)
         except TrainingDiverged as error:
             print(error, flush=True)
@@ -375,7 +376,7 @@ def _work_of(run: Run) -> float:
 
 def _measured_pace() -> float:
     """Seconds for a unit of work on this device, from a few updates' worth of passes of U-HDB on random pixels."""
-    device, batch, patch = study.default_device(), 8, 24
+    device, batch, patch = records.default_device(), 8, 24
     model, x = SRNetwork(UHDB, 2).to(device), torch.rand(batch, 3, patch, patch, device=device)
     model(x).mean().backward()   # not timed: the first pass sets things up
     start = time.monotonic()
@@ -388,11 +389,11 @@ def _measured_pace() -> float:
 def _pace(names: Iterable[str]) -> float:
     """Seconds for a unit of work: the median of the profiles' runs that were finished on this kind of device, whatever
     else it did meanwhile; where there are none, measured now."""
-    device, paces = study.device_name(study.default_device()).split(",")[0], []
+    device, paces = records.device_name(records.default_device()).split(",")[0], []
     for name in names:
-        for row in study.all_records(PROFILES[name]).itertuples():
+        for row in records.all_records(PROFILES[name]).itertuples():
             if row.device.startswith(device):
-                run = Run.from_record(study.read_record(config.results_root() / name / "runs" / row.id))
+                run = Run.from_record(records.read_record(config.results_root() / name / "runs" / row.id))
                 paces.append(row.train_seconds / _work_of(run))
     return float(np.median(paces)) if paces else _measured_pace()
 
@@ -418,7 +419,7 @@ def status(profile: Profile | None = None) -> pd.DataFrame:
 
 
 def _seconds_left(run: Run, pace: float) -> float:
-    state, updates, seconds = study.state(run)
+    state, updates, seconds = records.state(run)
     if state == "in progress" and updates:
         return seconds * (run.updates - updates) / updates
     return 0.0 if state in ("finished", "diverged") else _work_of(run) * pace

@@ -19,7 +19,7 @@ from numpy import ndarray
 from tqdm import tqdm
 
 from ikmlib import layers
-from ikmlib.stats import paired
+from ikmlib.study.stats import paired
 
 KINDS = ("piecewise-constant", "oscillating", "chirp", "textured")
 METHODS = {

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from .config import ROOT, get_profile, results_root
+from ikmlib.config import ROOT, get_profile, results_root
 
 NOTEBOOKS = ROOT / "notebooks"
 PLACES = ("IKM_RESULTS", "IKM_DATA", "IKM_CACHE")   # environment variables that hold folders
@@ -141,7 +141,7 @@ def execute(notebook_path: Path, target: Path, parameters: Mapping[str, object])
     """Executes one notebook into `target`; returns what stopped it, None if nothing did.
 
     The partial notebook of a failure is kept, with the error in it. A parameter that the notebook does not define is
-    such an error: `report.open_page`, in its first cells, refuses it.
+    such an error: `notebook.open_page`, in its first cells, refuses it.
     """
     import papermill
 
@@ -236,7 +236,7 @@ def run_notebooks(profile: str, only: Sequence[str] = (), train: bool = True) ->
         bad = _run_all(jobs, results_root().resolve() / name / "notebooks")
         for stem in bad:
             print(f"not ok: {stem}", flush=True)
-        from .report import write_overall, write_report
+        from ikmlib.study.report import write_overall, write_report
 
         report, overall = write_report(name), write_overall()
     except KeyboardInterrupt:

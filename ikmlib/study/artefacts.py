@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from . import config, datasets
-from .config import Profile
-from .evidence import paper, scores
-from .experiments import Variants
-from .protocol import rounding_cost
+from ikmlib import config, datasets
+from ikmlib.config import Profile
+from ikmlib.study.comparisons import paper, scores
+from ikmlib.study.experiments import Variants
+from ikmlib.study.protocol import rounding_cost
 
 
 def table1_published() -> pd.DataFrame:
