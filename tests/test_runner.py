@@ -173,7 +173,7 @@ def test_interrupt_stops_cleanly(notebooks, results, notebook):
     make(notebooks, notebook, f"import os, pathlib, time\npathlib.Path({str(kernel)!r}).write_text(str(os.getpid()))\n"
                               "time.sleep(3600)")
     make(notebooks, "14_next", "import time; time.sleep(3600)")
-    code = ("import pathlib, sys; from ikmlib import runner\n"
+    code = ("import pathlib, sys; from ikmlib.study import runner\n"
             f"runner.NOTEBOOKS = pathlib.Path({str(notebooks)!r})\n"
             f"only = ['13'] if {notebook == '13_alone'} else []\n"
             "if __name__ == '__main__': sys.exit(runner.run_notebooks('smoke', only))")
