@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from ikmlib.study import stats
-from ikmlib.study.stats import Difference, contrast, holm, judge, outcomes, paired, residual_deviation
+from ikmlib.study.stats import Difference, holm, judge, outcomes, paired, residual_deviation
 
 random = np.random.default_rng(0)
 

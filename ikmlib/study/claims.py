@@ -11,37 +11,28 @@ import pandas as pd
 
 from ikmlib import config
 from ikmlib.config import PROFILES, Profile
-from ikmlib.study.experiments import PARTS, planned
-from ikmlib.study.stats import UNTESTED
+from ikmlib.study.stats import UNTESTED, seeds_in_words
 
-UNTRAINED = "nothing trained"
-# The paper's claims -> in a few words, and the number of the notebook that tests it
+# The paper's claims -> in a few words, and the notebook that tests it
 CLAIMS = {
-    "C1": ("IKM beats vanilla convolution at no parameter", "04"),
-    "C2": ("IKM is at least as good as channel and spatial attention", "04"),
-    "C3": ("IKM's gain grows with the receptive field", "05"),
-    "C4": ("tau = 0 is a good threshold; the median is better but slow", "08"),
-    "C5": ("IsO beats GO, more so in larger batches", "09"),
-    "C6": ("U-style residual learning and the hourglass both help", "06"),
-    "C7": ("the hourglass beats other orders of the depths", "10"),
-    "C8": ("quality grows with N, U and C, and saturates", "07"),
-    "C9": ("best of the lightweight and of the large methods", "02"),
-    "C10": ("attention shapes follow the image's composition", "11"),
-    "C11": ("IKM is slower than vanilla convolution", "13"),
-    "C12": ("IKM adapts to each signal", "01"),
+    "C1": ("IKM beats vanilla convolution", "04_table3_attention"),
+    "C2": ("IKM is as good as CA and SA", "04_table3_attention"),
+    "C3": ("IKM gains more at larger R", "05_table4_receptive_field"),
+    "C4": ("good thresholds", "08_fig9_threshold"),
+    "C5": ("IsO beats GO", "09_fig10_iso_vs_go"),
+    "C6": ("U-style and hourglass help", "06_table5_ablation"),
+    "C7": ("the hourglass beats other orders", "10_fig11_hourglass"),
+    "C8": ("quality grows, then saturates", "07_fig8_model_size"),
+    "C9": ("U-HDN is best of its table", "02_table1_lightweight"),
+    "C10": ("attention follows composition", "11_fig5_6_attention_maps"),
+    "C11": ("IKM is slower", "13_cost"),
+    "C12": ("IKM adapts to each signal", "01_fig1_synthetic_1d"),
 }
-# The same in fewer words, for the picture of all claims
-SHORT = {"C1": "IKM beats vanilla", "C2": "as good as CA, SA", "C3": "more so at larger R", "C4": "threshold",
-         "C5": "IsO beats GO", "C6": "U-style, hourglass help", "C7": "hourglass beats other orders",
-         "C8": "grows with size, saturates", "C9": "beats others", "C10": "attention follows composition",
-         "C11": "IKM is slower", "C12": "adapts to each signal", "E1": "own attention is why",
-         "E2": "mere scale is why"}
+# Explanations and hypotheses of this study
+OWN = {"E1": "own attention is why", "E2": "mere scale is why", "H1": "rounded luma in Table II"}
+UNTRAINED = "nothing trained"
 EVIDENCE = tuple(profile for profile in reversed(PROFILES.values()) if profile.evidence)   # the largest budget first
 COLUMNS = ["claim", "paper", "ours", "profile", "rests_on", "verdict", "notebook"]
-
-
-def seeds_in_words(n: int) -> str:
-    return f"{n} seed{'' if n == 1 else 's'}"
 
 
 def pages(profile: Profile) -> list[dict]:
@@ -50,43 +41,31 @@ def pages(profile: Profile) -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
 
 
-def _rests_on(profile: Profile, notebook: str, seeds: int | None) -> str:
-    """What a verdict rests on, such as "3 seeds, 2,000 updates": seeds compared, updates of the finished runs."""
-    parts = [part for part, (shown_in, _) in PARTS.items() if shown_in == notebook]
-    if not parts:
-        return "–"
-    runs = sum(planned(profile, parts[0]).values(), [])
-    updates = sorted({run.updates for run in runs if run.finished})
-    if seeds == 0 or not updates:
-        return UNTRAINED
-    compared = [] if seeds is None else [seeds_in_words(seeds)]
-    return ", ".join([*compared, "–".join(f"{n:,}" for n in dict.fromkeys((updates[0], updates[-1]))) + " updates"])
-
-
 def recorded(profile: Profile) -> pd.DataFrame:
     """A row a verdict that a profile's notebooks recorded, in their order; columns as COLUMNS.
 
-    `claim` is a name such as "C1", "C4, zero" or "P1"; `rests_on`: seeds and updates, where networks were trained.
+    `claim` is a name such as "C1", "C4, zero" or "P1"; `rests_on`: how many seeds, where networks were trained.
     """
-    rows = [(c["name"], c["paper"], c["ours"], profile.name, _rests_on(profile, page["notebook"], c.get("seeds")),
-             c["verdict"], page["notebook"]) for page in pages(profile) for c in page["claims"]]
+    def rests_on(seeds: int | None) -> str:
+        return "–" if seeds is None else seeds_in_words(seeds) if seeds else UNTRAINED
+
+    rows = [(c["name"], c["paper"], c["ours"], profile.name, rests_on(c.get("seeds")), c["verdict"], page["notebook"])
+            for page in pages(profile) for c in page["claims"]]
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _complete(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows in the order of the paper's claims, then the others; a claim without a row gets one that says so."""
+    missing = [(claim, "–", "–", "–", "–", UNTESTED, notebook) for claim, (_, notebook) in CLAIMS.items()
+               if claim not in set(rows.claim.map(_number))]
+    table = pd.concat([rows, pd.DataFrame(missing, columns=COLUMNS)], ignore_index=True)
+    order = table.claim.map(_number).map({claim: i for i, claim in enumerate(CLAIMS)}).fillna(len(CLAIMS))
+    return table.loc[order.sort_values(kind="stable").index].reset_index(drop=True)
 
 
 def _number(claim: str) -> str:
     """The claim that a name belongs to: "C4, zero" -> "C4"."""
     return claim.partition(",")[0]
-
-
-def _complete(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows in the order of the paper's claims, then the others; a claim without a row gets one that says so."""
-    missing = []
-    for claim in CLAIMS.keys() - set(rows.claim.map(_number)):
-        stems = [path.stem for path in (config.ROOT / "notebooks").glob(f"{CLAIMS[claim][1]}_*.ipynb")]
-        missing.append((claim, "–", "–", "–", "–", UNTESTED, stems[0] if stems else "–"))
-    table = pd.concat([rows, pd.DataFrame(missing, columns=COLUMNS)], ignore_index=True)
-    order = table.claim.map(_number).map({claim: i for i, claim in enumerate(CLAIMS)}).fillna(len(CLAIMS))
-    return table.loc[order.sort_values(kind="stable").index].reset_index(drop=True)
 
 
 def table(profile: Profile) -> pd.DataFrame:
@@ -113,6 +92,9 @@ def best() -> pd.DataFrame:
 
 
 def in_words(claim: str) -> str:
-    """A claim's name with what it says: "C4, zero: tau = 0 is ..."; names that are not the paper's stay as they are."""
+    """A claim's name with what it says: "C4, median" -> "C4 good thresholds (median)"; unknown names stay as they are.
+    """
     number = _number(claim)
-    return f"{claim}: {CLAIMS[number][0]}" if number in CLAIMS else claim
+    words = CLAIMS[number][0] if number in CLAIMS else OWN.get(number)
+    part = claim.rpartition(", ")[2] if ", " in claim else ""
+    return f"{number} {words}" + f" ({part})" * bool(part) if words else claim

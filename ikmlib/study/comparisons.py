@@ -1,12 +1,14 @@
-"""What all artefacts share: from finished runs' records to tables, contrasts, figures and the words of a verdict.
+"""From finished runs' records to tables, comparisons, figures and the words of a verdict.
 
-Every artefact is told the same way. `summary` prints its networks beside the paper's numbers; `contrasts` answers its
+Every artefact is told the same way. `summary` prints its networks beside the paper's numbers; `compare` answers its
 questions, each a weighted sum of paired scores with an interval; `claim` says what the verdict rule makes of them.
+Everywhere a plan is a frame of runs, see `records.factors`.
 """
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -15,172 +17,148 @@ from ikmlib import config
 from ikmlib.config import PROFILES, Profile
 from ikmlib.models import cost
 from ikmlib.study import records
-from ikmlib.study.claims import seeds_in_words
-from ikmlib.study.experiments import PARTS, Variants, complete, planned
-from ikmlib.study.records import Run
+from ikmlib.study.experiments import PARTS, complete, planned
+from ikmlib.study.records import factors, runs_in_words
 from ikmlib.study.stats import (
     MIN_SEEDS,
     SMALLEST,
     UNTESTED,
     Difference,
-    Waiting,
-    contrast,
     judge,
     outcomes,
+    paired,
     residual_deviation,
+    seeds_in_words,
 )
 
-Weights = Mapping[str, float]
+Found = Mapping[str, Difference]   # a question's name -> its answer
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------
 
 
-def paper(name: str) -> pd.DataFrame:
-    """A table of the paper, such as "table3". `none` and `-` stay text."""
-    return pd.read_csv(config.PAPER / f"{name}.csv", keep_default_na=False, na_values=[""])
+def paper(name: str, *index: str) -> pd.DataFrame:
+    """A table of the paper, such as "table3", indexed by these columns if any. `none` and `-` stay text."""
+    table = pd.read_csv(config.PAPER / f"{name}.csv", keep_default_na=False, na_values=[""])
+    return table.set_index(list(index)) if index else table
 
 
-def scores(done: Variants) -> pd.DataFrame:
-    """Per-image scores of finished runs with their variant's label, in columns as `records.SCORES` and `variant`."""
-    return _labelled(done, records.scores)
-
-
-def curves(done: Variants) -> pd.DataFrame:
-    """Learning curves of finished runs with their variant's label."""
-    return _labelled(done, records.curves)
-
-
-def _labelled(done: Variants, read) -> pd.DataFrame:
-    frames = [read(runs).assign(variant=label) for label, runs in done.items() if runs]
-    return pd.concat(frames, ignore_index=True) if frames else read([]).assign(variant="")
-
-
-def common_seeds(scores: pd.DataFrame) -> pd.DataFrame:
-    """Only the seeds that every variant has, so that no row is the mean of other seeds than its neighbour."""
-    trained = scores.groupby("variant").seed.agg(set)
-    return scores[scores.seed.isin(set.intersection(*trained))] if len(trained) else scores
-
-
-def shown_sets(scores: pd.DataFrame, wanted: Sequence[str]) -> list[str]:
-    """The paper's test sets; and, where none of them was scored, what was."""
-    there = list(scores["set"].unique())
-    return [*wanted] if set(there) & set(wanted) or not there else [*wanted, *there]
-
-
-def runs_in_words(runs: Sequence[Run]) -> str:
-    """How much is finished: "3 of 5 runs, 1 diverged"."""
-    diverged = sum(run.diverged for run in runs)
-    return (f"{sum(run.finished for run in runs)} of {len(runs)} runs" + f", {diverged} diverged" * bool(diverged)
-            if runs else "not planned")
+def common_seeds(scores: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Only the seeds that every cell has, so that no row is the mean of other seeds than its neighbour. `names`: of the
+    factors."""
+    seeds = [set(rows.seed) for _, rows in scores.groupby(list(names))]
+    return scores[scores.seed.isin(set.intersection(*seeds))] if seeds else scores
 
 
 def summary(profile: Profile, part: str, sets: Sequence[str], published: pd.DataFrame | None = None) -> pd.DataFrame:
-    """A row a variant of a part: N as trained, #Params (K) and #FLOPs (G) counted live, PSNR and SSIM of each set,
-    paper | ours, and the runs finished.
+    """A row a cell of a part: its factors, N as trained, #Params (K) and #FLOPs (G) counted live, PSNR and SSIM of each
+    set, paper | ours, and the runs finished. Where none of `sets` was scored, those that were are added.
 
-    `published` (index: labels): the paper's numbers, in columns params_k, flops_g, <set>_psnr, <set>_ssim; costs are
-    then counted on networks of the paper's size, whatever N was trained. Ours are
-    means over images, then over `common_seeds`, with the standard deviation over seeds, and stay empty until all
-    declared runs of the variant are finished.
+    `published` (index: the factors): the paper's numbers, in columns params_k, flops_g, <set>_psnr, <set>_ssim; costs
+    are then counted on networks of the paper's size, whatever N was trained. Ours are means over images, then over
+    `common_seeds`, with the standard deviation over seeds, and stay empty until all declared runs of a cell are
+    finished.
     """
-    wanted, trained = planned(profile, part), PARTS[part][1](profile)
-    counted = trained if published is None else PARTS[part][1](PROFILES["paper"])
-    ours, rows = common_seeds(scores(complete(wanted))), []
-    published = pd.DataFrame(index=list(wanted)) if published is None else published
-    order = [label for label in published.index if label in wanted]
-    for label, runs in ((label, wanted[label]) for label in dict.fromkeys([*order, *wanted])):
-        cells = {}   # quantity -> (ours, standard deviation over seeds)
-        params, multi_adds = cost(counted[label].arch, counted[label].scale)
-        cells["params_k"], cells["flops_g"] = (params / 1e3, None), (multi_adds / 1e9, None)
-        mine = ours[ours.variant == label]
-        for name in shown_sets(ours, sets):
+    names, plan, cells = list(PARTS[part].factors), planned(profile, part), PARTS[part].cells(profile)
+    counted, order = cells, list(cells)
+    if published is not None:
+        counted = PARTS[part].cells(PROFILES["paper"])
+        order = list(dict.fromkeys([cell for cell in map(_cell, published.index) if cell in cells] + order))
+    ours = common_seeds(records.scores(complete(plan)), names)
+    scored = list(ours["set"].unique())
+    shown = [*sets] if set(scored) & set(sets) else [*sets, *scored]
+    of_cell, runs_of = dict(list(ours.groupby(names))), dict(list(plan.groupby(names).run))
+    rows = []
+    for cell in order:
+        mine = of_cell.get(cell, ours.iloc[:0])
+        params, multi_adds = cost(counted[cell].arch, counted[cell].scale)
+        values = {"params_k": (params / 1e3, None), "flops_g": (multi_adds / 1e9, None)}   # ours, deviation over seeds
+        for name in shown:
+            means = mine[mine["set"] == name].groupby("seed")[["psnr_y", "ssim_y"]].mean()
             for metric in ("psnr", "ssim"):
-                means = mine[mine["set"] == name].groupby("seed")[f"{metric}_y"].mean()
-                cells[f"{name}_{metric}"] = means.mean(), means.std()
-        row = {"variant": label, "N_trained": trained[label].arch.blocks}
-        for quantity, (value, spread) in cells.items():
-            if quantity in published:
-                row[f"{quantity}_paper"] = published[quantity].get(label)
-            row[f"{quantity}_ours"] = value
-            if spread is not None:
-                row[f"{quantity}_sd"] = spread
-        rows.append(row | {"seeds": mine.seed.nunique(), "runs": runs_in_words(runs)})
+                values[f"{name}_{metric}"] = means[f"{metric}_y"].mean(), means[f"{metric}_y"].std()
+        row = dict(zip(names, cell, strict=True)) | {"N_trained": cells[cell].arch.blocks}
+        for quantity, (value, spread) in values.items():
+            if published is not None and quantity in published:
+                row[f"{quantity}_paper"] = _of_paper(published[quantity], cell)
+            row |= {f"{quantity}_ours": value} | ({} if spread is None else {f"{quantity}_sd": spread})
+        rows.append(row | {"seeds": mine.seed.nunique(), "runs": runs_in_words(runs_of.get(cell, ()))})
     return pd.DataFrame(rows)
+
+
+def _cell(name) -> tuple:
+    """A cell as a tuple, also where it has one factor: "V1" -> ("V1",)."""
+    return name if isinstance(name, tuple) else (name,)
+
+
+def _of_paper(published: pd.Series | None, cell: tuple) -> float:
+    """What the paper prints for a cell, NaN where it prints nothing."""
+    return float("nan") if published is None else published.get(cell if len(cell) > 1 else cell[0], float("nan"))
 
 
 # --- comparisons ----------------------------------------------------------------------------------------------------
 
 
-def architecture_of(label: str) -> str:
-    """The family of Table III's and the controls' variants: "U-HDB IKM" -> "U-HDB"."""
-    return label.split()[0]
+def minus(a, b) -> dict:
+    """The question by how much cell `a` is better than cell `b`."""
+    return {a: 1, b: -1}
 
 
-def contrasts(wanted: Variants, questions: Mapping[str, Weights], published: Mapping[str, float] | None = None, *,
-              sets: Sequence[str] = (), family: Callable[[str], str] = lambda label: "",
-              at_test: pd.DataFrame | None = None) -> pd.DataFrame:
-    """A row a question: what the weights make of the paper's numbers (`published`: label -> dB) and of our records.
+def compare(plan: pd.DataFrame, questions: Mapping[str, Mapping], published: pd.Series | None = None, *,
+            sets: Sequence[str] = (), family: str = "") -> dict[str, Difference]:
+    """The answer to each question {cell: weight}: the weighted sum of the cells' PSNR, paired over images and seeds.
 
-    `wanted`: the declared runs. A question is answered when all runs that it needs are finished: those of its variants
-    with the seeds that all of them have by declaration. Ours are paired over images and seeds, of all scored test sets,
-    or of `sets` where they were scored. Deviations over seeds are pooled over the complete variants of each `family`
-    (see `stats.residual_deviation`), except where a variant is of `at_test`: scores of trained networks tested
-    otherwise, in columns as `scores`, the label starting with that of the trained variant.
+    A question is answered when all runs that it needs are finished: those of its cells with the seeds that all of them
+    have by declaration. Ours are of all scored test sets, or of `sets` where they were scored; the paper's are sums of
+    `published` (index: the factors). Deviations over seeds are pooled over the complete cells of each value of the
+    factor `family`, or over all of them (see `stats.residual_deviation`); except where a network is tested in another
+    way than it was trained for, which has no deviation in common with trainings.
     """
-    ours, rows, published = scores(finished(wanted)), [], {} if published is None else published
-    if set(sets) & set(ours["set"]):
-        ours = ours[ours["set"].isin(sets)]
-    whole = [label for label, runs in complete(wanted).items() if runs]
-    means = ours[ours.variant.isin(whole)].groupby(["variant", "seed"]).psnr_y.mean().unstack()
-    pooled = {name: residual_deviation(group) for name, group in means.groupby(means.index.map(family))} if len(means) \
-        else {}
-    for name, weights in questions.items():
-        theirs = sum(w * published.get(label, float("nan")) for label, w in weights.items())
-        trained = [_trained(label, wanted) for label in weights]
-        seeds = set.intersection(*({run.seed for run in wanted.get(label, ())} for label in trained))
-        needed = list(dict.fromkeys(run for label in trained for run in wanted.get(label, ()) if run.seed in seeds))
-        d = None
-        if needed and all(run.finished for run in needed):
-            other = set(weights) - set(wanted)
-            table = ours if not other or at_test is None else pd.concat([ours, at_test])
-            deviation = None if other else pooled.get(family(next(iter(weights))))
-            d = contrast(table[table.seed.isin(seeds)], weights, deviation)
-        found = (None,) * 6 if d is None else (*d.interval, d.detectable, d.images, d.seeds)
-        errors = [item for error in (*(d.errors if d else ()), (None, None), (None, None)) for item in error][:4]
-        rows.append((name, theirs, *found, runs_in_words(needed), *errors))
-    table = pd.DataFrame(rows, columns=["contrast", "gain_db_paper", "gain_db_ours", "low_db", "high_db",
+    names, scores = factors(plan), records.scores(plan)
+    if set(sets) & set(scores["set"]):
+        scores = scores[scores["set"].isin(sets)]
+    psnr = {cell: rows.pivot(index=["set", "image"], columns="seed", values="psnr_y")
+            for cell, rows in scores.groupby(names)}
+    trained = [cell for cell, rows in complete(plan).groupby(names)
+               if all(isinstance(run, records.Run) for run in rows.run)]
+    families = {cell: dict(zip(names, cell, strict=True)).get(family) for cell in trained}
+    pooled = {name: residual_deviation(pd.DataFrame([psnr[cell].mean() for cell in trained if families[cell] == name]))
+              for name in set(families.values())}
+    runs = {cell: rows.set_index("seed").run for cell, rows in plan.groupby(names)}
+    return {name: _difference({_cell(cell): weight for cell, weight in weights.items()}, psnr, runs, published,
+                              lambda cells: pooled[families[cells[0]]] if set(cells) <= set(families) else None)
+            for name, weights in questions.items()}
+
+
+def _difference(weights: Mapping[tuple, float], psnr: Mapping[tuple, pd.DataFrame], runs: Mapping[tuple, pd.Series],
+                published: pd.Series | None, deviation_of: Callable) -> Difference:
+    """One answer of `compare`. `psnr`: images x seeds of each cell with finished runs; `runs`: by seed, of each cell."""
+    theirs = sum(weight * _of_paper(published, cell) for cell, weight in weights.items())
+    seeds = sorted(set.intersection(*(set(runs[cell].index) if cell in runs else set() for cell in weights)))
+    needed = [run for cell in weights if cell in runs for run in runs[cell][seeds]]
+    waiting = Difference(paper=theirs, runs=runs_in_words(needed))
+    if not needed or not all(run.finished for run in needed):
+        return waiting
+    table = sum(weight * psnr[cell][seeds] for cell, weight in weights.items()).dropna()   # images x seeds
+    pooled = deviation_of(list(weights))
+    if pooled is not None:
+        pooled = pooled[0] * np.sqrt(sum(weight ** 2 for weight in weights.values()) / len(seeds)), pooled[1]
+    return replace(paired(table.to_numpy(dtype=float).T, pooled), paper=theirs, runs=waiting.runs)
+
+
+def table(found: Found) -> pd.DataFrame:
+    """Answers as a table, a row each, in dB; with the standard errors that made the intervals."""
+    rows = []
+    for name, d in found.items():
+        errors = [value for error in (*d.errors, (None, None), (None, None)) for value in error][:4]
+        rows.append((name, d.paper, *d.interval, d.detectable, d.images or None, d.seeds or None, d.runs, *errors))
+    frame = pd.DataFrame(rows, columns=["contrast", "gain_db_paper", "gain_db_ours", "low_db", "high_db",
                                         "detectable_db", "images", "seeds", "runs", "images_error_db",
                                         "images_freedom", "seeds_error_db", "seeds_freedom"])
-    return table.astype({"images": "Int64", "seeds": "Int64"} | dict.fromkeys(
-        ["gain_db_ours", *table.columns[3:6], *table.columns[-4:]], float))
+    return frame.astype({"images": "Int64", "seeds": "Int64"} | dict.fromkeys(frame.columns[-4:], float))
 
 
-def finished(wanted: Variants) -> Variants:
-    """The finished runs of each variant."""
-    return {label: [run for run in runs if run.finished] for label, runs in wanted.items()}
-
-
-def _trained(label: str, wanted: Variants) -> str:
-    """The trained variant behind a label: itself, or "U-HDB IKM" of "U-HDB IKM, swapped at test"."""
-    return label if label in wanted else label.partition(",")[0]
-
-
-def differences(table: pd.DataFrame, names: Sequence[str] | None = None) -> dict[str, Difference | Waiting]:
-    """Rows of `contrasts` as what `claim` takes; all of them, or those named."""
-    rows = table.set_index("contrast")
-    rows = rows if names is None else rows.loc[list(names)]
-    found: dict[str, Difference | Waiting] = {}
-    for name, row in rows.iterrows():
-        pairs = ((row.images_error_db, row.images_freedom), (row.seeds_error_db, row.seeds_freedom))
-        errors = tuple(pair for pair in pairs if pd.notna(pair[1]))
-        found[name] = Waiting(row.runs, row.gain_db_paper) if pd.isna(row.gain_db_ours) else Difference(
-            row.gain_db_ours, row.low_db, row.high_db, int(row.seeds), int(row.images), errors=errors,
-            paper=row.gain_db_paper)
-    return found
-
-
-def _in_words(name: str, d: Difference | Waiting, outcome: str | None) -> str:
+def _in_words(name: str, d: Difference, outcome: str | None) -> str:
     """A comparison as a verdict tells it: difference, interval, outcome, and what could have been seen."""
     if outcome is None:
         return f"{name} {d}"
@@ -188,26 +166,25 @@ def _in_words(name: str, d: Difference | Waiting, outcome: str | None) -> str:
     return f"{name} {d} ({outcome}{seen})"
 
 
-def claim(found: Mapping[str, Difference | Waiting], profile: Profile, *, paper: str, holds: str, margin: float = 0.0,
-          smallest: float = SMALLEST, correct: Callable[[Sequence[float]], Sequence[float]] = list,
-          ) -> dict[str, object]:
+def claim(found: Found, profile: Profile, *, paper: str, holds: str, margin: float = 0.0, smallest: float = SMALLEST,
+          correct: Callable[[Sequence[float]], Sequence[float]] = list) -> dict[str, object]:
     """Keyword arguments of `Page.verdict` for a claim that all of `found` are better, or at least as good within
     `margin` (see `stats.outcomes`). While one of them waits for runs, the claim is not tested."""
-    tested = {name: d for name, d in found.items() if isinstance(d, Difference)}
-    fewest = min((d.seeds for d in tested.values()), default=0) if len(tested) == len(found) else 0
-    said = dict(zip(tested, outcomes(list(tested.values()), margin=margin, smallest=smallest, correct=correct),
+    known = {name: d for name, d in found.items() if d.known}
+    fewest = min((d.seeds for d in known.values()), default=0) if len(known) == len(found) else 0
+    said = dict(zip(known, outcomes(list(known.values()), margin=margin, smallest=smallest, correct=correct),
                     strict=True))
-    if len(found) <= 5 or not tested:
+    if len(found) <= 5 or not known:
         ours = "; ".join(_in_words(name, d, said.get(name)) for name, d in found.items())
     else:
-        means, sizes = [d.mean for d in tested.values()], [d.detectable for d in tested.values()]
+        means, sizes = [d.mean for d in known.values()], [d.detectable for d in known.values()]
         counts = ", ".join(f"{n} {name}" for name, n in Counter(said.values()).items())
-        ours = (f"{len(tested)} of {len(found)} comparisons complete, from {min(means):+.3f} to {max(means):+.3f} dB: "
+        ours = (f"{len(known)} of {len(found)} comparisons complete, from {min(means):+.3f} to {max(means):+.3f} dB: "
                 f"{counts}; {max(sizes):.3f} dB could have been seen in any of them")
     enough = profile.evidence and fewest >= MIN_SEEDS
-    comparisons = {name: [None if pd.isna(x) else float(x) for x in (d.paper, *getattr(d, "interval", ()))]
-                   for name, d in found.items()}
-    return {"paper": paper, "ours": ours, "seeds": fewest, "comparisons": comparisons,
+    drawn = {name: [None if pd.isna(x) else float(x) for x in ((d.paper, *d.interval) if d.known else (d.paper,))]
+             for name, d in found.items()}
+    return {"paper": paper, "ours": ours, "seeds": fewest, "comparisons": drawn,
             "verdict": judge(list(said.values())) if enough else UNTESTED,
             "because": f"{holds} " + (f"Fewest seeds of any comparison: {fewest} ({MIN_SEEDS} needed)." if fewest else
                                       "Some of the declared runs are not finished.")}
@@ -216,81 +193,52 @@ def claim(found: Mapping[str, Difference | Waiting], profile: Profile, *, paper:
 # --- figures --------------------------------------------------------------------------------------------------------
 
 
-def with_seeds(table: pd.DataFrame) -> list[str]:
-    """The contrasts' names; with the runs that are finished where some are not, and with the number of seeds where rows
-    rest on different numbers: one seed's interval, of images alone, is narrow for that reason."""
-    several = table.seeds.dropna().nunique() > 1
-    return [row.contrast + (f" ({row.runs})" if pd.isna(row.seeds) else f" ({seeds_in_words(row.seeds)})" * several)
-            for row in table.itertuples()]
+def with_seeds(found: Found) -> list[str]:
+    """The names of answers; with the runs that are finished where some are not, and with the number of seeds where
+    answers rest on different numbers: one seed's interval, of images alone, is narrow for that reason."""
+    several = len({d.seeds for d in found.values() if d.known}) > 1
+    return [name + (f" ({seeds_in_words(d.seeds)})" * several if d.known else f" ({d.runs})")
+            for name, d in found.items()]
 
 
-def draw_intervals(axes, mean: pd.Series, low: pd.Series, high: pd.Series, y: Sequence[float], seeds: pd.Series,
-                   colour: str, label: str) -> None:
-    """Points with 95 % intervals; hollow where they rest on fewer seeds than a verdict needs."""
-    enough = (seeds >= MIN_SEEDS).fillna(False).to_numpy(dtype=bool)
-    for chosen, face, name in ((enough, colour, label), (~enough, "white", None)):
-        m, lo, hi = (values[chosen].astype(float) for values in (mean, low, high))
-        axes.errorbar(m, np.asarray(y)[chosen], xerr=[m - lo, hi - m], fmt="o", color=colour, mfc=face, capsize=4,
-                      label=name)
-
-
-def figure_contrasts(table: pd.DataFrame, published_on: str = ""):
+def figure_differences(found: Found, published_on: str = "", kinds: Mapping[str, str] | None = None):
     """Ours with the 95 % interval, hollow where seeds are too few for a verdict, the paper's as a hollow diamond; a row
-    a question of `contrasts`. `published_on`: the test set of the paper's numbers."""
+    an answer. `published_on`: the test set of the paper's numbers; `kinds`: name of an answer -> what its colour says.
+    """
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(9, 1.7 + 0.42 * len(table)))
-    y = range(len(table))
-    draw_intervals(axes, table.gain_db_ours, table.low_db, table.high_db, y, table.seeds, "C0",
-                   "ours, 95 % interval, all test images")
-    if table.gain_db_paper.notna().any():
-        axes.scatter(table.gain_db_paper.astype(float), y, marker="D", s=55, facecolors="none", edgecolors="C1", lw=1.6,
-                     label=f"paper{published_on and f', {published_on}, no interval'}")
+    figure, axes = plt.subplots(figsize=(9, 1.7 + 0.42 * len(found)))
+    kinds = dict.fromkeys(found, "ours, 95 % interval, all test images") if kinds is None else kinds
+    colours = {kind: f"C{2 * i}" for i, kind in enumerate(dict.fromkeys(kinds.values()))}
+    for y, (name, d) in enumerate(found.items()):
+        colour = colours[kinds[name]]
+        if d.known:
+            axes.errorbar(d.mean, y, xerr=[[d.mean - d.low], [d.high - d.mean]], fmt="o", capsize=4, color=colour,
+                          mfc=colour if d.seeds >= MIN_SEEDS else "white")
+        axes.plot(d.paper, y, "D", ms=7.5, mfc="none", mec="C1", mew=1.6)
+    for kind, colour in colours.items():
+        axes.errorbar([], [], xerr=[], fmt="o", capsize=4, color=colour, label=kind)
+    if any(np.isfinite(d.paper) for d in found.values()):
+        axes.plot([], [], "D", ms=7.5, mfc="none", mec="C1", mew=1.6,
+                  label=f"paper{published_on and f', {published_on}, no interval'}")
     axes.axvline(0, color="0.3", lw=1)
-    axes.set_yticks(y, with_seeds(table))
-    axes.set_ylim(len(table) - 0.5, -0.5)
+    axes.set_yticks(range(len(found)), with_seeds(found))
+    axes.set_ylim(len(found) - 0.5, -0.5)
     axes.grid(False, axis="y")
     axes.set(xlabel="PSNR difference (dB)")
     figure.legend(ncols=2, loc="outside lower center", fontsize=11)
     return figure
 
 
-def figure_gains(panels: Mapping[str, Variants], baseline: str):
-    """Validation PSNR minus that of `baseline`, trained from the same seed; a panel each, thin lines are seeds, thick
-    ones their mean. The first quarter of the updates, where differences are large, is left out."""
-    import matplotlib.pyplot as plt
-
-    figure, grid = plt.subplots(-(-len(panels) // 2), 2, figsize=(9, 1.4 + 2.9 * -(-len(panels) // 2)), sharex=True,
-                                sharey=True, squeeze=False)
-    for axes, (title, done) in zip(grid.flat, panels.items(), strict=False):
-        wide = curves(done).pivot_table(index="update", columns=["variant", "seed"], values="psnr_y")
-        wide = wide[wide.index > wide.index.max() / 4]
-        for i, label in enumerate(label for label in done if label != baseline):
-            if {label, baseline} <= set(wide.columns.get_level_values(0)):
-                gains = (wide[label] - wide[baseline]).dropna(axis=1, how="all")
-                axes.plot(gains.index, gains, color=f"C{i}", lw=0.8, alpha=0.5)
-                axes.plot(gains.index, gains.mean(axis=1), color=f"C{i}", lw=2.2, label=label)
-        axes.axhline(0, color="0.3", lw=1)
-        axes.set(title=title, xlabel="updates", ylabel=f"minus {baseline} (dB)")
-        axes.label_outer()
-    if grid[0, 0].get_legend_handles_labels()[0]:
-        grid[0, 0].legend(fontsize=10)
-    return figure
-
-
-def figure_curves(panels: Mapping[str, Variants]):
-    """Validation PSNR over updates, a panel each for labelled variants; bands are the standard deviation over seeds."""
+def figure_curves(plan: pd.DataFrame, hue: str, style: str | None = None):
+    """Validation PSNR over updates of a plan's finished runs; colour and dashes by factor, bands: standard deviation
+    over seeds."""
     import matplotlib.pyplot as plt
     import seaborn
 
-    columns = min(2, len(panels))
-    rows = -(-len(panels) // columns)
-    figure, grid = plt.subplots(rows, columns, figsize=(9, 1.2 + 3.1 * rows + 1.2 * (columns == 1)), sharex=True,
-                                sharey=True, squeeze=False)
-    for axes, (title, done) in zip(grid.flat, panels.items(), strict=False):
-        found = curves(done)
-        seaborn.lineplot(found, x="update", y="psnr_y", hue="variant", style="variant", errorbar="sd", ax=axes)
-        axes.set(title=title, xlabel="updates", ylabel="validation PSNR (dB)")
-        if len(found):
-            axes.legend(title="", fontsize=10)
+    figure, axes = plt.subplots(figsize=(9, 5.5))
+    curves = records.curves(plan)
+    curves[hue] = curves[hue].astype(str)
+    seaborn.lineplot(curves, x="update", y="psnr_y", hue=hue, style=style or hue, errorbar="sd", ax=axes)
+    axes.set(xlabel="updates", ylabel="validation PSNR (dB)")
     return figure

@@ -1,15 +1,15 @@
 """What every part of the study trains, and the plan: which of it, with how many seeds, in which order.
 
-A part's networks are its variants: a label, as its table prints it, -> the run with seed 0. PLAN says for which
-profiles and seeds they are trained. Parts share runs: U-HDB with IKM at x2 is trained once and serves many of them.
+A part is a table or figure of the paper, or a set of controls: a grid of cells. A cell, such as ("U-HDB", "IKM"), has a
+value of each of the part's factors and stands for a run with seed 0. PLAN says at which profiles and with which seeds
+cells are trained. Parts share runs: U-HDB with IKM at x2 is trained once and serves many of them.
 """
 from __future__ import annotations
 
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -19,20 +19,20 @@ from ikmlib import config
 from ikmlib.config import PROFILES, Profile
 from ikmlib.models import ARCHITECTURES, Architecture, SRNetwork, cost
 from ikmlib.study import recipe, records, weights
-from ikmlib.study.records import Run, found
+from ikmlib.study.records import Run, factors, found
 from ikmlib.study.test_time import test_time_scores
 from ikmlib.trainers import TrainingDiverged
 
-Labelled = dict[str, Run]          # label -> the run with seed 0
-Variants = dict[str, list[Run]]    # label -> its runs, one a seed
+Cells = dict[tuple, Run]
 
 UHDN, UHDB = ARCHITECTURES["uhdn"], ARCHITECTURES["uhdb"]
-NAMES = {"rb": "RB", "db": "DB", "rdb": "RDB", "uhdb": "U-HDB", "none": "none", "ca": "CA", "sa": "SA", "ikm": "IKM"}
+BLOCKS = {"U-HDB": "uhdb", "RDB": "rdb", "DB": "db", "RB": "rb"}
+ATTENTIONS = {"none": "none", "IKM": "ikm", "CA": "ca", "SA": "sa"}
 
 
-def _at_budget(profile: Profile, architectures: Mapping[str, Architecture], scale: int = 2) -> Labelled:
-    """Runs of labelled architectures at a profile's budget."""
-    return {label: Run.of(profile, arch, 0, scale) for label, arch in architectures.items()}
+def _at_budget(profile: Profile, architectures: Mapping[tuple, Architecture], scale: int = 2) -> Cells:
+    """Runs of a grid of architectures at a profile's budget."""
+    return {cell: Run.of(profile, arch, 0, scale) for cell, arch in architectures.items()}
 
 
 def ablated(profile: Profile) -> Architecture:
@@ -43,39 +43,36 @@ def ablated(profile: Profile) -> Architecture:
 # --- the parts ------------------------------------------------------------------------------------------------------
 
 
-TABLE3_BLOCKS = ("rb", "db", "rdb", "uhdb")
+def table3(profile: Profile) -> Cells:
+    """Block x attention, the 4 x 4 grid of Table III; vanilla and IKM first."""
+    return _at_budget(profile, {(block, attention): replace(ARCHITECTURES[BLOCKS[block]],
+                                                            attention=ATTENTIONS[attention])
+                                for attention in ATTENTIONS for block in BLOCKS})
 
 
-def table3(profile: Profile) -> Labelled:
-    """The 4 x 4 grid of Table III: "U-HDB none", "U-HDB IKM", ...; vanilla and IKM first."""
-    return _at_budget(profile, {
-        f"{NAMES[block]} {NAMES[attention]}": replace(ARCHITECTURES[block], attention=attention)
-        for attention in ("none", "ikm", "ca", "sa") for block in reversed(TABLE3_BLOCKS)})
-
-
-def _gain(profile: Profile) -> Labelled:
+def _gain(profile: Profile) -> Cells:
     """Table III's vanilla and IKM columns."""
-    return {label: run for label, run in table3(profile).items() if label.endswith((" none", " IKM"))}
+    return {cell: run for cell, run in table3(profile).items() if cell[1] in ("none", "IKM")}
 
 
-def quarter(profile: Profile) -> Labelled:
+def quarter(profile: Profile) -> Cells:
     """Table III's vanilla and IKM columns at a quarter of the updates: the lowest rung of the ladder of budgets."""
-    return {label: replace(run, updates=profile.updates // 4) for label, run in _gain(profile).items()}
+    return {cell: replace(run, updates=profile.updates // 4) for cell, run in _gain(profile).items()}
 
 
 RATE_FACTORS = (0.5, 2.0)
 
 
-def rates(profile: Profile) -> Labelled:
-    """Table III's vanilla and IKM columns at half and at twice the rate: "U-HDB IKM, rate x 0.5", ..."""
-    return {f"{label}, rate x {factor:g}": replace(run, rate=factor * profile.rate)
-            for factor in RATE_FACTORS for label, run in _gain(profile).items()}
+def rates(profile: Profile) -> Cells:
+    """Table III's vanilla and IKM columns at half and at twice the rate."""
+    return {(*cell, factor): replace(run, rate=factor * profile.rate)
+            for factor in RATE_FACTORS for cell, run in _gain(profile).items()}
 
 
-def again(profile: Profile) -> Labelled:
+def again(profile: Profile) -> Cells:
     """U-HDB without and with IKM, trained a second time with the images of every batch in reverse order: the same
     mathematics in another order of summation."""
-    return {label: replace(run, reverse=True) for label, run in _gain(profile).items() if label.startswith("U-HDB")}
+    return {cell: replace(run, reverse=True) for cell, run in _gain(profile).items() if cell[0] == "U-HDB"}
 
 
 CONTROLS: dict[str, dict] = {
@@ -88,11 +85,10 @@ CONTROLS: dict[str, dict] = {
 RB_CONTROLS = ("none", "IKM", "constant 1.5", "shuffled")   # in RB no more than these
 
 
-def controls(profile: Profile) -> Labelled:
-    """What could explain IKM's gain without its explanation, on U-HDB and RB: "U-HDB shuffled", ...; see CONTROLS."""
-    return _at_budget(profile, {f"{NAMES[block]} {label}": replace(ARCHITECTURES[block], **changes)
-                                for block in ("uhdb", "rb") for label, changes in CONTROLS.items()
-                                if block == "uhdb" or label in RB_CONTROLS})
+def controls(profile: Profile) -> Cells:
+    """Block x control: what could explain IKM's gain without its explanation, in U-HDB and in RB."""
+    return _at_budget(profile, {(block, control): replace(ARCHITECTURES[BLOCKS[block]], **CONTROLS[control])
+                                for block, names in (("U-HDB", CONTROLS), ("RB", RB_CONTROLS)) for control in names})
 
 
 FIG10_RULES = {"IsO": "iso", "GO": "go", "autograd": "autograd"}
@@ -105,83 +101,75 @@ def fig10_batches(profile: Profile) -> tuple[int, int, int]:
     return middle // 4, middle, middle * 4
 
 
-def fig10_setting(profile: Profile, batch: int, budget: str) -> str:
-    """"batch 16, equal patches"; at the middle batch the budgets are one: "batch 4"."""
-    return f"batch {batch}" + (f", {budget}" if batch != fig10_batches(profile)[1] else "")
-
-
-def fig10(profile: Profile) -> Labelled:
-    """U-HDB under the gradient rules and batch sizes. The middle batch is shown as many patches as the profile shows;
-    the others as many updates as that takes, or as many patches. Autograd at the middle batch only."""
-    runs, patches, middle = {}, profile.updates * profile.batch, fig10_batches(profile)[1]
+def fig10(profile: Profile) -> Cells:
+    """Gradient rule x batch x budget, in U-HDB. The middle batch is shown as many patches as the profile shows (its
+    budget is "either"); the others as many updates as that takes, or as many patches. Autograd at the middle batch."""
+    cells, patches, middle = {}, profile.updates * profile.batch, fig10_batches(profile)[1]
     for batch in sorted(fig10_batches(profile), key=lambda b: b != middle):   # the middle one first
-        for budget in FIG10_BUDGETS:
+        for budget in FIG10_BUDGETS if batch != middle else ("either",):
             updates = patches // (middle if budget == "equal updates" else batch)
             for rule, gradient in FIG10_RULES.items():
                 if rule != "autograd" or batch == middle:
                     run = Run.of(profile, replace(UHDB, gradient=gradient), 0)
-                    label = f"{rule}, {fig10_setting(profile, batch, budget)}"
-                    runs[label] = replace(run, batch=batch, updates=updates)
-    return runs
+                    cells[rule, batch, budget] = replace(run, batch=batch, updates=updates)
+    return cells
 
 
-def table5(profile: Profile) -> Labelled:
+def table5(profile: Profile) -> Cells:
     """U-style residual learning x hourglass depths; without the U it is a chain of dense units."""
-    both, flat = ablated(profile), (5,) * len(UHDN.depths)
+    blocks, depths = {"yes": "uhdb", "no": "db"}, {"yes": UHDN.depths, "no": (5,) * len(UHDN.depths)}
     return _at_budget(profile, {
-        "U-style + hourglass": both, "hourglass": replace(both, block="db"),
-        "U-style": replace(both, depths=flat), "neither": replace(both, block="db", depths=flat)})
+        (u_style, hourglass): replace(ablated(profile), block=blocks[u_style], depths=depths[hourglass])
+        for u_style, hourglass in (("yes", "yes"), ("no", "yes"), ("yes", "no"), ("no", "no"))})
 
 
 TABLE4_FIELDS = {(3, 1): 3, (3, 2): 5, (5, 1): 5, (3, 3): 7, (5, 2): 9}   # (k, dilation) -> R = (k - 1) dilation + 1
 
 
-def table4(profile: Profile) -> Labelled:
-    """Kernel size x dilation, with and without IKM: "k=5 D=2 IKM", "k=5 D=2 none"."""
+def table4(profile: Profile) -> Cells:
+    """Kernel size x dilation x attention."""
     return _at_budget(profile, {
-        f"k={kernel} D={dilation} {NAMES[attention]}":
-            replace(ablated(profile), kernel=kernel, dilation=dilation, attention=attention)
-        for kernel, dilation in ((3, 1), (5, 2), (5, 1), (3, 3), (3, 2)) for attention in ("ikm", "none")})
+        (kernel, dilation, attention):
+            replace(ablated(profile), kernel=kernel, dilation=dilation, attention=ATTENTIONS[attention])
+        for kernel, dilation in ((3, 1), (5, 2), (5, 1), (3, 3), (3, 2)) for attention in ("IKM", "none")})
 
 
 FIG9_THRESHOLDS: tuple[float | str, ...] = (0.0, "median", "mean", 0.1, -0.1, 0.5, -0.5)
 
 
-def fig9(profile: Profile) -> Labelled:
+def fig9(profile: Profile) -> Cells:
     """Thresholds of the principal information: numbers, and the mean or median of each channel of each image."""
-    return _at_budget(profile, {f"tau = {tau}": replace(ablated(profile), tau=tau) for tau in FIG9_THRESHOLDS})
+    return _at_budget(profile, {(tau,): replace(ablated(profile), tau=tau) for tau in FIG9_THRESHOLDS})
 
 
-def fig11(profile: Profile) -> Labelled:
+def fig11(profile: Profile) -> Cells:
     """U-HDN and three other orders of about the same depths."""
     depths = {"U-HDN": UHDN.depths, "V1": (4, 5, 6, 6, 5, 4), "V2": (4, 4, 4, 5, 6, 7), "V3": (7, 6, 5, 4, 4, 4)}
-    return _at_budget(profile, {label: replace(ablated(profile), depths=d) for label, d in depths.items()})
+    return _at_budget(profile, {(order,): replace(ablated(profile), depths=d) for order, d in depths.items()})
 
 
-def fig8_sizes(profile: Profile) -> dict[str, dict[str, Architecture]]:
-    """The sweeps of Fig. 8, each alone around the profile's network: N blocks, U dense units, C channels."""
-    base = ablated(profile)
-    return {
-        "N": {f"N={n}": replace(base, blocks=n) for n in ((1, 2, 4, 8) if base.blocks > 1 else (1, 2, 4))},
-        "U": {f"U={len(d)}": replace(base, depths=d) for d in ((6, 6), (6, 5, 5, 6), UHDN.depths)},
-        "C": {f"C={c}": replace(base, channels=c) for c in (32, 64, 96)},
-    }
+FIG8_DEPTHS = {2: (6, 6), 4: (6, 5, 5, 6), 6: UHDN.depths}   # U dense units -> their depths
 
 
-def fig8(profile: Profile) -> Labelled:
-    """Model size: all networks of `fig8_sizes`."""
-    return _at_budget(profile, {label: arch for sweep in fig8_sizes(profile).values() for label, arch in sweep.items()})
+def fig8(profile: Profile) -> Cells:
+    """Model size, N blocks x U dense units x C channels: each varied alone around the profile's network."""
+    n, u, c = profile.blocks, len(UHDN.depths), UHDN.channels
+    sizes = [(blocks, u, c) for blocks in ((1, 2, 4, 8) if n > 1 else (1, 2, 4))]
+    sizes += [(n, units, c) for units in FIG8_DEPTHS] + [(n, u, channels) for channels in (32, 64, 96)]
+    return _at_budget(profile, {(blocks, units, channels): replace(UHDN, blocks=blocks, depths=FIG8_DEPTHS[units],
+                                                                   channels=channels)
+                                for blocks, units, channels in sizes})
 
 
-def table1(profile: Profile) -> Labelled:
-    """U-HDN with IKM at every scale, "x2", "x4", "x3", each from its own random initialisation."""
-    return {f"x{scale}": _final(profile, Run.of(profile, UHDN, 0, scale)) for scale in (2, 4, 3)}
+def table1(profile: Profile) -> Cells:
+    """U-HDN with IKM at every scale, each from its own random initialisation."""
+    return {(scale,): _final(profile, Run.of(profile, UHDN, 0, scale)) for scale in (2, 4, 3)}
 
 
-def table2(profile: Profile) -> Labelled:
+def table2(profile: Profile) -> Cells:
     """The large network beside the lightweight one, x2."""
-    return {label: _final(profile, run) for label, run in _at_budget(
-        profile, {"U-HDN+IKM": UHDN, "U-HDNL+IKM": ARCHITECTURES["uhdn_l"]}).items()}
+    networks = {("U-HDN+IKM",): UHDN, ("U-HDNL+IKM",): ARCHITECTURES["uhdn_l"]}
+    return {cell: _final(profile, run) for cell, run in _at_budget(profile, networks).items()}
 
 
 def _final(profile: Profile, run: Run) -> Run:
@@ -189,22 +177,38 @@ def _final(profile: Profile, run: Run) -> Run:
     return replace(run, updates=profile.final_updates or profile.updates)
 
 
-def fig5(profile: Profile) -> Labelled:
+def fig5(profile: Profile) -> Cells:
     """The network of Table III whose attention maps Figs. 5 and 6 are told with."""
-    return {"U-HDB IKM": table3(profile)["U-HDB IKM"]}
+    return {("U-HDB", "IKM"): table3(profile)["U-HDB", "IKM"]}
 
 
-# Part -> the notebook that shows it, and its variants.
-PARTS: dict[str, tuple[str, Callable[[Profile], Labelled]]] = {
-    "table3": ("04_table3_attention", table3), "controls": ("12_controls", controls),
-    "quarter": ("04_table3_attention", quarter), "table5": ("06_table5_ablation", table5),
-    "fig10": ("09_fig10_iso_vs_go", fig10), "table4": ("05_table4_receptive_field", table4),
-    "fig9": ("08_fig9_threshold", fig9), "fig11": ("10_fig11_hourglass", fig11),
-    "rates": ("04_table3_attention", rates), "again": ("99_report", again), "table1": ("02_table1_lightweight", table1),
-    "table2": ("03_table2_high_fidelity", table2), "fig8": ("07_fig8_model_size", fig8),
-    "fig5": ("11_fig5_6_attention_maps", fig5),
+@dataclass(frozen=True)
+class Part:
+    """A part of the study: the notebook that shows it, the names of its factors, and its cells at a profile."""
+
+    notebook: str
+    factors: tuple[str, ...]
+    cells: Callable[[Profile], Cells]
+
+
+_GRID = ("block", "attention")
+PARTS = {
+    "table3": Part("04_table3_attention", _GRID, table3),
+    "controls": Part("12_controls", ("block", "control"), controls),
+    "quarter": Part("04_table3_attention", _GRID, quarter),
+    "table5": Part("06_table5_ablation", ("u_style", "hourglass"), table5),
+    "fig10": Part("09_fig10_iso_vs_go", ("rule", "batch", "budget"), fig10),
+    "table4": Part("05_table4_receptive_field", ("kernel", "dilation", "attention"), table4),
+    "fig9": Part("08_fig9_threshold", ("tau",), fig9),
+    "fig11": Part("10_fig11_hourglass", ("order",), fig11),
+    "rates": Part("04_table3_attention", (*_GRID, "rate_factor"), rates),
+    "again": Part("99_report", _GRID, again),
+    "table1": Part("02_table1_lightweight", ("scale",), table1),
+    "table2": Part("03_table2_high_fidelity", ("network",), table2),
+    "fig8": Part("07_fig8_model_size", ("N", "U", "C"), fig8),
+    "fig5": Part("11_fig5_6_attention_maps", _GRID, fig5),
 }
-NOTEBOOKS = tuple(dict.fromkeys(notebook for notebook, _ in PARTS.values()))
+NOTEBOOKS = tuple(dict.fromkeys(part.notebook for part in PARTS.values()))
 
 
 # --- the plan -------------------------------------------------------------------------------------------------------
@@ -212,81 +216,89 @@ NOTEBOOKS = tuple(dict.fromkeys(notebook for notebook, _ in PARTS.values()))
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the plan: those of a part's variants whose labels match one of the patterns are trained with these
-    seeds."""
+    """A line of the plan: those of a part's cells that have these values of its factors are trained with these seeds.
+    """
 
     stage: str
     profile: str
     part: str
     seeds: tuple[int, ...]
-    only: tuple[str, ...] = ("*",)
+    only: dict[str, tuple] = field(default_factory=dict)   # factor -> values; of other factors all
 
     @property
     def notebook(self) -> str:
-        return PARTS[self.part][0]
+        return PARTS[self.part].notebook
 
-    def variants(self) -> Labelled:
-        """The part's variants that this line is about."""
-        return {label: run for label, run in PARTS[self.part][1](PROFILES[self.profile]).items()
-                if any(fnmatchcase(label, pattern) for pattern in self.only)}
+    def cells(self) -> Cells:
+        """The part's cells that this line is about."""
+        part = PARTS[self.part]
+        where = {part.factors.index(name): values for name, values in self.only.items()}
+        return {cell: run for cell, run in part.cells(PROFILES[self.profile]).items()
+                if all(cell[i] in values for i, values in where.items())}
 
     def runs(self, seed: int) -> list[Run]:
         """The line's runs of one seed; none if it is not the line's."""
-        return [replace(run, seed=seed) for run in self.variants().values()] if seed in self.seeds else []
+        return [replace(run, seed=seed) for run in self.cells().values()] if seed in self.seeds else []
 
 
 THREE, MORE, ONE = (0, 1, 2), (3, 4), (0,)
-GAIN, SCALE_OR_CONTEXT = ("* none", "* IKM"), ("U-HDB constant 1.5", "U-HDB shuffled")
+_COLUMNS, _GAIN = {"attention": ("none", "IKM")}, {"control": ("none", "IKM")}
+_UHDB_GAIN = {"block": ("U-HDB",), **_GAIN}
+_SCALE_OR_CONTEXT = {"block": ("U-HDB",), "control": ("constant 1.5", "shuffled")}
 # Stages A to E in order of priority; of a stage all lines' first seed first, then the next. Declared before the runs.
 PLAN = (
     Row("A", "cpu", "table3", THREE), Row("A", "cpu", "controls", THREE), Row("A", "cpu", "quarter", THREE),
     Row("A", "cpu", "table5", THREE), Row("A", "cpu", "fig10", THREE), Row("A", "cpu", "table4", THREE),
     Row("A", "cpu", "fig9", THREE), Row("A", "cpu", "fig11", THREE), Row("A", "cpu", "fig5", THREE),
     Row("A", "cpu", "rates", ONE), Row("A", "cpu", "again", ONE),
-    Row("B", "cpu-long", "table3", THREE, GAIN), Row("B", "cpu-long", "controls", THREE, (*GAIN, *SCALE_OR_CONTEXT)),
-    Row("B", "cpu-long", "table1", ONE, ("x2",)), Row("B", "cpu-long", "table2", ONE, ("U-HDN+IKM",)),
+    Row("B", "cpu-long", "table3", THREE, _COLUMNS),
+    Row("B", "cpu-long", "controls", THREE, _GAIN), Row("B", "cpu-long", "controls", THREE, _SCALE_OR_CONTEXT),
+    Row("B", "cpu-long", "table1", ONE, {"scale": (2,)}),
+    Row("B", "cpu-long", "table2", ONE, {"network": ("U-HDN+IKM",)}),
     Row("C", "cpu", "fig8", THREE),
-    Row("D", "cpu", "table3", MORE, GAIN),
-    Row("D", "cpu", "controls", MORE, ("U-HDB none", "U-HDB IKM", *SCALE_OR_CONTEXT)),
-    Row("D", "cpu-long", "table3", MORE, GAIN),
-    Row("D", "cpu-long", "controls", MORE, ("U-HDB none", "U-HDB IKM", *SCALE_OR_CONTEXT)),
-    Row("D", "cpu-long", "table1", ONE, ("x4", "x3")),
+    Row("D", "cpu", "table3", MORE, _COLUMNS),
+    Row("D", "cpu", "controls", MORE, _UHDB_GAIN), Row("D", "cpu", "controls", MORE, _SCALE_OR_CONTEXT),
+    Row("D", "cpu-long", "table3", MORE, _COLUMNS),
+    Row("D", "cpu-long", "controls", MORE, _UHDB_GAIN), Row("D", "cpu-long", "controls", MORE, _SCALE_OR_CONTEXT),
+    Row("D", "cpu-long", "table1", ONE, {"scale": (4, 3)}),
     Row("E", "cpu-long", "table5", THREE), Row("E", "cpu-long", "fig11", THREE),
     *(Row("smoke", "smoke", part, ONE) for part in PARTS),
     *(Row(name, name, part, THREE) for name in ("small", "paper") for part in PARTS),
 )
 
 
-def planned(profile: Profile, part: str) -> Variants:
-    """The declared runs of a part at a profile: label -> runs, one a seed (see `records.found`); maybe none."""
-    seeds: dict[str, list[int]] = {label: [] for label in PARTS[part][1](profile)}
+def planned(profile: Profile, part: str) -> pd.DataFrame:
+    """The declared runs of a part at a profile, a row each: the part's factors, seed, run (see `records.found`)."""
+    names, declared = PARTS[part].factors, {}
     for row in PLAN:
         if (row.profile, row.part) == (profile.name, part):
-            for label in row.variants():
-                seeds[label] += [seed for seed in row.seeds if seed not in seeds[label]]
-    return {label: [found(replace(run, seed=seed)) for seed in seeds[label]]
-            for label, run in PARTS[part][1](profile).items()}
+            for cell, run in row.cells().items():
+                declared |= {(cell, seed): found(replace(run, seed=seed)) for seed in row.seeds}
+    order = list(PARTS[part].cells(profile))   # cells as the part orders them, whatever the plan's order
+    rows = [(*cell, seed, run) for (cell, seed), run in sorted(declared.items(), key=lambda d: order.index(d[0][0]))]
+    return pd.DataFrame(rows, columns=[*names, "seed", "run"])
+
+
+def complete(plan: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a plan whose cells have all their declared runs finished."""
+    finished = plan.run.map(lambda run: run.finished).astype(bool)
+    return plan[finished.groupby([plan[name] for name in factors(plan)], sort=False).transform("all")]
 
 
 def recorded(notebook: str) -> Profile:
     """The largest profile at which all declared runs of a notebook are finished; where there is none, the one with the
     largest share of them. Of a notebook without runs: the largest at which it was executed, else `cpu`."""
-    parts = [part for part, (shown_in, _) in PARTS.items() if shown_in == notebook]
+    parts = [name for name, part in PARTS.items() if part.notebook == notebook]
 
     def share(profile: Profile) -> float:
         if not parts:
             return float((config.results_root() / profile.name / "pages" / f"{notebook}.json").exists())
-        runs = [run for part in parts for runs in planned(profile, part).values() for run in runs]
+        runs = [run for part in parts for run in planned(profile, part).run]
         return sum(run.finished for run in runs) / max(len(runs), 1)
 
     evidence = [profile for profile in reversed(PROFILES.values()) if profile.evidence]
     best = max(evidence, key=share)   # of equal ones the first, which is the largest
     return best if share(best) else PROFILES["cpu"]
-
-
-def complete(variants: Variants) -> Variants:
-    """The same with an empty list for every variant of whose runs some are not finished."""
-    return {label: runs if all(run.finished for run in runs) else [] for label, runs in variants.items()}
 
 
 def _rows(profile: Profile | None, only: Iterable[str]) -> list[Row]:
@@ -325,25 +337,19 @@ def keep(run: Run) -> None:
             return
         if run.arch in (UHDB, ARCHITECTURES["rb"]):
             test_time_scores(run)
-        if run in planned(profile, "fig5")["U-HDB IKM"] or (
+        if run in list(planned(profile, "fig5").run) or (
                 profile.name == "cpu-long" and run.arch in (UHDB, replace(UHDB, attention="none"))):
             weights.export(run.folder)
 
 
-def ensure(wanted: Variants, *, train_missing: bool = True) -> Variants:
-    """The finished runs of each variant, after training what is missing (unless told not to).
-
-    A run that diverges is warned about and left out.
-    """
-    done = set()
-    for run in dict.fromkeys(sum(wanted.values(), [])):
+def train_missing(plan: pd.DataFrame) -> None:
+    """Train the runs of a plan that are not finished; warn of one that diverges and go on."""
+    for run in dict.fromkeys(plan.run):
         try:
-            if run.finished or train_missing and records.train(run):
+            if run.finished or records.train(run):
                 keep(run)
-                done.add(run)
         except TrainingDiverged as error:
             warnings.warn(str(error), stacklevel=2)
-    return {label: [run for run in runs if run in done] for label, runs in wanted.items()}
 
 
 def work(profile: Profile | None, *, only: Iterable[str] = (), time_limit: float | None = None,
@@ -411,7 +417,7 @@ def status(profile: Profile | None = None) -> pd.DataFrame:
         runs = [run for seed in row.seeds for run in map(found, row.runs(seed)) if run not in seen]
         seen.update(runs)
         rows.append((row.stage, row.profile, row.notebook, row.part,
-                     "-".join(map(str, sorted({run.arch.blocks for run in row.variants().values()}))),
+                     "-".join(map(str, sorted({run.arch.blocks for run in row.cells().values()}))),
                      " ".join(map(str, row.seeds)), len(runs), sum(run.finished for run in runs),
                      sum(_seconds_left(run, pace) for run in runs) / 3600))
     return pd.DataFrame(rows, columns=["stage", "profile", "notebook", "part", "N", "seeds", "runs", "finished",

@@ -19,6 +19,7 @@ from ikmlib import config
 from ikmlib.config import Profile
 from ikmlib.files import write_bytes, write_csv, write_text
 from ikmlib.study import claims, experiments
+from ikmlib.study.records import runs_in_words
 from ikmlib.study.stats import UNTESTED, VERDICTS
 
 # Decimals shown, by a word in the column's name
@@ -31,9 +32,12 @@ DETAILS = ("images_error_db", "images_freedom", "seeds_error_db", "seeds_freedom
 
 
 def style() -> None:
-    """One look for all figures: colour-blind-safe palette, readable when a README shows them 900 pixels wide."""
+    """One look for all figures, whatever the user's matplotlibrc says: colour-blind-safe palette, readable when a README
+    shows them 900 pixels wide."""
+    import matplotlib
     import seaborn
 
+    matplotlib.rcdefaults()
     seaborn.set_theme(context="notebook", style="whitegrid", palette="colorblind", rc={
         "figure.figsize": (9, 5), "figure.constrained_layout.use": True, "axes.spines.top": False,
         "axes.spines.right": False, "legend.frameon": False, "savefig.dpi": 140, "font.size": 12})
@@ -93,6 +97,15 @@ class Page:
             write_csv(self.folder / f"{name}.csv", frame)
         self._note("tables", {"name": name, "caption": caption})
         return readable(frame).style.hide()
+
+    def runs(self, part: str) -> pd.DataFrame:
+        """The declared runs of a part of the study at this profile (see `experiments.planned`), after training those
+        that are missing, unless nothing is to be trained. Says how many are finished."""
+        plan = experiments.planned(self.profile, part)
+        if self.anew:
+            experiments.train_missing(plan)
+        print(f"profile {self.profile.name}, {part}: {runs_in_words(plan.run)} finished")
+        return plan
 
     def measured(self, name: str, measure: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """A costly table: `measure()`, or results/<profile>/<name>.csv where nothing is to be measured anew."""

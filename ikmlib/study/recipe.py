@@ -33,7 +33,7 @@ def runs(candidate: Candidate, seed: int, block: str = "uhdb") -> dict[str, Run]
 
 def _psnr(run: Run) -> float:
     """PSNR on the validation images after the last update, dB; NaN where the run is not finished."""
-    return float(records.curves([run]).psnr_y.iloc[-1]) if run.finished else float("nan")
+    return float(run.curve().psnr_y.iloc[-1]) if run.finished else float("nan")
 
 
 def validation_psnr(candidate: Candidate, seed: int) -> dict[str, float] | None:

@@ -14,7 +14,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -118,6 +118,14 @@ class Run:
     def diverged(self) -> bool:
         """Whether its training diverged; it is not trained again while `diverged.json` lies in its folder."""
         return (self.folder / "diverged.json").exists()
+
+    def scores(self) -> pd.DataFrame:
+        """A row an image of a finished run; columns as in SCORES."""
+        return pd.read_csv(self.folder / "scores.csv", dtype={"image": str})
+
+    def curve(self) -> pd.DataFrame:
+        """The validation curve of a finished run; columns as in CURVE."""
+        return pd.read_csv(self.folder / "curve.csv")
 
     def build(self) -> SRNetwork:
         """The network, freshly initialised from the seed."""
@@ -288,26 +296,36 @@ def all_records(profile: Profile) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def psnr_by_image(folder: Path) -> pd.Series:
-    """PSNR on Y (dB) in a folder of one run's records, by (set, image)."""
-    return pd.read_csv(folder / "scores.csv", dtype={"image": str}).set_index(["set", "image"]).psnr_y
+SCORES = ["set", "image", "psnr_y", "ssim_y", "psnr_y_rounded", "ssim_y_rounded"]
+CURVE = ["update", "loss", "psnr_y", "seconds"]
 
 
-SCORES = ["set", "image", "psnr_y", "ssim_y", "psnr_y_rounded", "ssim_y_rounded", "run", "scale", "seed"]
-CURVE = ["update", "loss", "psnr_y", "seconds", "run", "scale", "seed"]
+def factors(plan: pd.DataFrame) -> list[str]:
+    """The factors of a plan: a frame of runs, a row each, with a column a factor, `seed` and `run`."""
+    return [name for name in plan.columns if name not in ("seed", "run")]
 
 
-def scores(runs: Iterable[Run]) -> pd.DataFrame:
-    """Per-image scores of finished runs; columns as in SCORES."""
-    return _gather(runs, "scores.csv", SCORES)
+def scores(plan: pd.DataFrame) -> pd.DataFrame:
+    """Per-image scores of a plan's finished runs: its factors and seed, then SCORES."""
+    return _gather(plan, lambda run: run.scores(), SCORES)
 
 
-def curves(runs: Iterable[Run]) -> pd.DataFrame:
-    """Learning curves of finished runs; columns as in CURVE, psnr_y on the validation images."""
-    return _gather(runs, "curve.csv", CURVE)
+def curves(plan: pd.DataFrame) -> pd.DataFrame:
+    """Learning curves of a plan's finished runs: its factors and seed, then CURVE; psnr_y on the validation images."""
+    return _gather(plan, lambda run: run.curve(), CURVE)
 
 
-def _gather(runs: Iterable[Run], name: str, columns: list[str]) -> pd.DataFrame:
-    frames = [pd.read_csv(run.folder / name, dtype={"image": str}).assign(run=run.id, scale=run.scale, seed=run.seed)
-              for run in runs]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
+def _gather(plan: pd.DataFrame, read: Callable[[Run], pd.DataFrame], columns: list[str]) -> pd.DataFrame:
+    named, frames = plan.drop(columns="run"), []
+    for cell, run in zip(named.to_dict("records"), plan.run, strict=True):
+        if run.finished:
+            frames.append(pd.DataFrame(cell, index=[0]).merge(read(run), how="cross"))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*named.columns, *columns])
+
+
+def runs_in_words(runs: Iterable[Run]) -> str:
+    """How much is finished: "3 of 5 runs, 1 diverged"."""
+    runs = list({run.folder: run for run in runs}.values())
+    diverged = sum(run.diverged for run in runs)
+    return (f"{sum(run.finished for run in runs)} of {len(runs)} runs" + f", {diverged} diverged" * bool(diverged)
+            if runs else "not planned")

@@ -4,7 +4,6 @@ The report is assembled from the notebooks' files and the records alone, so it c
 """
 from __future__ import annotations
 
-import base64
 import io
 import json
 import os
@@ -17,34 +16,20 @@ import pandas as pd
 from ikmlib import config
 from ikmlib.config import Profile
 from ikmlib.files import write_bytes, write_csv, write_text
-from ikmlib.study import claims, experiments, records
+from ikmlib.study import claims, records
 from ikmlib.study.notebook import markdown_table, style
 from ikmlib.study.stats import MIN_SEEDS, SMALLEST, UNTESTED, VERDICTS
 
-# What the top-level report shows, in order of interest, as far as it is there
-KEY_FIGURES = ("table3_contrasts", "controls_order", "fig10_batches", "table4_gain", "fig1_errors",
-               "protocol_attention")
+ROWS = 40   # of a table that the report shows
 
 
-# --- the report -----------------------------------------------------------------------------------------------------
+# --- sections -------------------------------------------------------------------------------------------------------
 
 
 def _cells(notebook: str) -> list[dict]:
     """Cells of a notebook of the study; none if there is no such notebook."""
     path = config.ROOT / "notebooks" / f"{notebook}.ipynb"
     return json.loads(path.read_text())["cells"] if path.exists() else []
-
-
-def _title(notebook: str) -> str:
-    """First heading of a notebook."""
-    cells = _cells(notebook)
-    return "".join(cells[0]["source"]).splitlines()[0].lstrip("# ") if cells else notebook
-
-
-def _prose(notebook: str) -> list[str]:
-    """Text that a notebook shares with the report: its Markdown cells tagged `report`, headings one level lower."""
-    return [re.sub(r"(?m)^#", "##", "".join(cell["source"])) for cell in _cells(notebook)
-            if "report" in cell["metadata"].get("tags", ())]
 
 
 def _link(notebook: str, profile: str, start: Path) -> str:
@@ -66,7 +51,7 @@ def _claims_section(table: pd.DataFrame, start: Path) -> list[str]:
     text = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict in counts)
     shown = shown[[c for c in shown if c != "at_smaller_budgets" or (shown[c] != "").any()]]
     return ["## Verdicts", f"Of the paper's claims (a claim in two parts counts twice): {text}.",
-            markdown_table(shown.rename(columns={"rests_on": "seeds, updates"})),
+            markdown_table(shown),
             "Where networks are compared, comparisons, seeds and rule were declared before the runs "
             f"([PLAN.md]({Path(os.path.relpath(config.results_root(), start)).as_posix()}/PLAN.md)): 95 % intervals "
             "(in brackets) of differences paired over images and seeds, all declared runs finished and at least "
@@ -77,52 +62,35 @@ def _claims_section(table: pd.DataFrame, start: Path) -> list[str]:
 
 
 def _page_section(page: dict, folder: Path) -> list[str]:
-    parts = [f"## {_title(page['notebook'])}"]
-    for claim in page["claims"]:
-        parts.append(f"**{claim['name']}: {claim['verdict']}.** {claim['because']}")
+    """What a notebook wrote: verdicts, figures, tables, and its Markdown cells tagged `report`, a heading level lower."""
+    cells = _cells(page["notebook"])
+    title = "".join(cells[0]["source"]).splitlines()[0].lstrip("# ") if cells else page["notebook"]
+    parts = [f"## {title}", *(f"**{c['name']}: {c['verdict']}.** {c['because']}" for c in page["claims"])]
     if page["claims"] and all(claim["seeds"] == 0 for claim in page["claims"]):
         files = ", ".join(f"[{table['name']}.csv]({table['name']}.csv)" for table in page["tables"])
         return [*parts, f"Nothing was trained for it at this budget. The paper's numbers, and which are ours to come: "
                         f"{files}."]
     for figure in page["figures"]:
-        parts.append(f"![{figure['caption'] or figure['name']}]({figure['name']}.png)")
-        if figure["caption"]:
-            parts.append(f"*{figure['caption']}*")
+        parts += [f"![{figure['caption']}]({figure['name']}.png)", f"*{figure['caption']}*"]
     for table in page["tables"]:
         frame = pd.read_csv(folder / f"{table['name']}.csv")
-        cut = frame.head(40)
-        parts += [f"{table['caption']} ([{table['name']}.csv]({table['name']}.csv))".strip(), markdown_table(cut)]
-        if len(cut) < len(frame):
-            parts.append(f"*… {len(frame) - len(cut)} more rows in the CSV*")
-    return parts + _prose(page["notebook"])
+        parts += [f"{table['caption']} ([{table['name']}.csv]({table['name']}.csv))", markdown_table(frame.head(ROWS))]
+        if len(frame) > ROWS:
+            parts.append(f"*… {len(frame) - ROWS} more rows in the CSV*")
+    return parts + [re.sub(r"(?m)^#", "##", "".join(cell["source"])) for cell in cells
+                    if "report" in cell["metadata"].get("tags", ())]
 
 
 def compute_used(profile: Profile) -> pd.DataFrame:
-    """Training of a profile's finished runs: artefact, device, runs, hours, updates; the last row is the sum.
-
-    A run that serves several artefacts counts for the first of the queue; one that is in none of them is "other".
+    """Training of a profile's finished runs: device, torch, git_commit, runs, hours, updates; the last row is the sum.
     """
     runs = records.all_records(profile)
     if runs.empty:
-        return pd.DataFrame(columns=["artefact", "device", "runs", "hours", "updates"])
-    artefacts: dict[str, str] = {}
-    for part, (notebook, _) in experiments.PARTS.items():
-        for run in sum(experiments.planned(profile, part).values(), []):
-            artefacts.setdefault(run.id, notebook)
-    table = runs.assign(artefact=runs.id.map(artefacts).fillna("other")).groupby(["artefact", "device"]).agg(
+        return pd.DataFrame(columns=["device", "torch", "git_commit", "runs", "hours", "updates"])
+    table = runs.groupby(["device", "torch", "git_commit"], dropna=False).agg(
         runs=("id", "count"), hours=("train_seconds", lambda s: s.sum() / 3600), updates=("updates", "sum"))
-    total = pd.DataFrame([("all", "", *table.sum())], columns=["artefact", "device", *table])
+    total = pd.DataFrame([("all", "", "", *table.sum())], columns=["device", "torch", "git_commit", *table])
     return pd.concat([table.reset_index(), total], ignore_index=True).astype({"runs": int, "updates": int})
-
-
-def _compute_section(profile: Profile) -> list[str]:
-    runs = records.all_records(profile)
-    if runs.empty:
-        return ["## Compute", "No finished runs."]
-    software = runs.groupby(["device", "torch", "git_commit"], dropna=False).agg(runs=("id", "count")).reset_index()
-    text = (f"{len(runs)} finished runs; each has its folder under [runs/](runs/), "
-            "all are listed in [runs.csv](runs.csv) with spec, machine, versions, data digest and commit.")
-    return ["## Compute", text, markdown_table(compute_used(profile)), markdown_table(software)]
 
 
 def _budget(profile: Profile) -> str:
@@ -130,49 +98,44 @@ def _budget(profile: Profile) -> str:
             f"{profile.patch} LR pixels a run")
 
 
+# --- a profile's report ---------------------------------------------------------------------------------------------
+
+
 def report_markdown(profile: Profile) -> str:
     """REPORT.md of a profile, from the records under results/<profile>/ alone."""
     folder = config.results_root() / profile.name
-    warning = "" if profile.evidence else "> **Not evidence.** This profile only shows that everything runs."
-    parts = [f"# Reproduction report, profile `{profile.name}`", warning,
-             f"Profile: {_budget(profile)}. Columns: [results/README.md](../README.md); other profiles: "
-             "[results/REPORT.md](../REPORT.md).",
-             *_claims_section(claims.table(profile), folder)]
+    parts = [f"# Reproduction report, profile `{profile.name}`"]
+    if not profile.evidence:
+        parts.append("> **Not evidence.** This profile only shows that everything runs.")
+    parts += [f"Profile: {_budget(profile)}. Columns: [results/README.md](../README.md); other profiles: "
+              "[results/REPORT.md](../REPORT.md).", *_claims_section(claims.table(profile), folder)]
     for page in claims.pages(profile):
         parts += _page_section(page, folder)
-    return "\n\n".join(part for part in [*parts, *_compute_section(profile)] if part) + "\n"
+    parts += ["## Compute", "Each finished run has its folder under [runs/](runs/), and all are listed in "
+              "[runs.csv](runs.csv), with spec, machine, versions, data digest and commit.",
+              markdown_table(compute_used(profile))]
+    return "\n\n".join(parts) + "\n"
 
 
 _HTML = """<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width,initial-scale=1">
 <title>{title}</title><style>
 body{{font:16px/1.55 system-ui,sans-serif;color:#222;max-width:60rem;margin:2rem auto;padding:0 1rem}}
-h1{{font-size:1.7rem;line-height:1.2}}
-h2{{margin-top:2.5rem;border-top:1px solid #ddd;padding-top:1.2rem;font-size:1.3rem}}
-img{{max-width:100%;height:auto}}
+h2{{margin-top:2.5rem;border-top:1px solid #ddd;padding-top:1.2rem}} img{{max-width:100%;height:auto}}
 blockquote{{margin:1rem 0;padding:.5rem 1rem;background:#fff3cd;border-left:4px solid #d39e00}}
 .table{{overflow-x:auto;margin:1rem 0}} table{{border-collapse:collapse;font-size:.85rem;min-width:42rem}}
-.anchor-link{{display:none}}
 th,td{{padding:.3rem .6rem;border-bottom:1px solid #e3e3e3;text-align:left;vertical-align:top}}
-th{{background:#f6f6f6}} td{{font-variant-numeric:tabular-nums}} code{{background:#f4f4f4;padding:.1em .3em}}
+.anchor-link{{display:none}} td{{font-variant-numeric:tabular-nums}}
 </style>{body}</html>
 """
 
 
-def report_html(markdown: str, folder: Path) -> str:
-    """The report as one HTML file, pictures inside; tables scroll sideways on a phone."""
+def report_html(markdown: str) -> str:
+    """A report as a web page beside its pictures; tables scroll sideways on a phone."""
     from nbconvert.filters import markdown2html
 
-    body = str(markdown2html(markdown))
-    body = body.replace("<table>", '<div class="table"><table>').replace("</table>", "</table></div>")
-
-    def inline(match):
-        picture = folder / match[1]
-        if not picture.exists():
-            return match[0]
-        return f'src="data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"'
-
-    return _HTML.format(title=markdown.splitlines()[0].lstrip("# "), body=re.sub(r'src="([\w.-]+\.png)"', inline, body))
+    body = str(markdown2html(markdown)).replace("<table>", '<div class="table"><table>')
+    return _HTML.format(title=markdown.splitlines()[0].lstrip("# "), body=body.replace("</table>", "</table></div>"))
 
 
 def write_report(profile: str) -> Path:
@@ -184,33 +147,33 @@ def write_report(profile: str) -> Path:
         write_csv(folder / "runs.csv", runs)
     markdown = report_markdown(chosen)
     write_text(folder / "REPORT.md", markdown)
-    write_text(folder / "report.html", report_html(markdown, folder))
+    write_text(folder / "report.html", report_html(markdown))
     return folder / "REPORT.md"
 
 
-IN_OTHER_UNITS = ("C10",)   # claims whose comparisons are no differences of PSNR
-FACTORS = {"C3": 6.0}       # a slope, dB per pixel of R: drawn as the difference from R = 3 to R = 9
+# --- all profiles ---------------------------------------------------------------------------------------------------
 
 
 def figure_claims():
     """All claims in one picture, a row each: the paper's differences as diamonds, ours with 95 % intervals, verdicts.
 
     Of the profile that `claims.best` chooses for each; a claim that is not about differences of PSNR has its verdict
-    alone.
+    alone, one that waits for runs the paper's differences.
     """
     import matplotlib.pyplot as plt
 
     table = claims.best()
-    table = table[table.claim.str.match(r"[CE]\d") & ~table.claim.str.fullmatch("C1, U-HDB")].reset_index(drop=True)
+    table = table[table.claim.str.match(r"[CE]\d") & (table.claim != "C1, U-HDB")].reset_index(drop=True)
+    compared = {(entry["name"], profile.name): list(entry.get("comparisons", {}).values())
+                for profile in claims.EVIDENCE for page in claims.pages(profile) for entry in page["claims"]}
     figure, axes = plt.subplots(figsize=(9, 1 + 0.42 * len(table)))
     for y, row in table.iterrows():
-        comparisons = _comparisons(row.profile, row.claim) if row.claim not in IN_OTHER_UNITS else []
-        factor = FACTORS.get(row.claim, 1.0)
-        for (paper, *ours), offset in zip(comparisons, np.linspace(-0.3, 0.3, len(comparisons) + 2)[1:-1], strict=True):
+        found = compared.get((row.claim, row.profile), [])
+        for (paper, *ours), offset in zip(found, np.linspace(-0.3, 0.3, len(found) + 2)[1:-1], strict=True):
             if paper is not None:
-                axes.plot(factor * paper, y + offset, "D", ms=5, mfc="none", color="C1")
+                axes.plot(paper, y + offset, "D", ms=5, mfc="none", color="C1")
             if ours:
-                mean, low, high = (factor * value for value in ours)
+                mean, low, high = ours
                 axes.errorbar(mean, y + offset, xerr=[[mean - low], [high - mean]], fmt="o", ms=4, capsize=2,
                               color="C0")
         axes.annotate(row.verdict.removesuffix(" at this budget"), (1.01, y), xycoords=("axes fraction", "data"),
@@ -219,40 +182,12 @@ def figure_claims():
     axes.axvline(0, color="0.3", lw=1)
     axes.plot([], [], "D", mfc="none", color="C1", label="paper (Set5; Table IV: BSD100)")
     axes.errorbar([], [], xerr=[], fmt="o", color="C0", capsize=2, label="ours, 95 % interval")
-    axes.set_yticks(range(len(table)), [_short(c) for c in table.claim], fontsize=10)
+    axes.set_yticks(range(len(table)), [claims.in_words(claim) for claim in table.claim], fontsize=10)
     axes.set_ylim(len(table) - 0.5, -0.5)
     axes.set(xlabel="PSNR difference that the claim is about (dB)", xlim=(-0.2, 0.2))
     axes.grid(False, axis="y")
     figure.legend(ncols=2, loc="outside lower center", fontsize=10)
     return figure
-
-
-def _comparisons(profile: str, claim: str) -> list[list[float | None]]:
-    """What a claim compares at a profile: [the paper's difference, ours, low, high] each; the paper's alone while it
-    waits for runs."""
-    pages = claims.pages(config.PROFILES[profile]) if profile in config.PROFILES else []
-    return [values for page in pages for entry in page["claims"] if entry["name"] == claim
-            for values in entry.get("comparisons", {}).values()]
-
-
-def _short(claim: str) -> str:
-    """A claim in a few words, for the picture: "C4 threshold (median)"."""
-    number, *_, part = claim.split(", ") if ", " in claim else (claim, "")
-    return f"{number} {claims.SHORT.get(number, '')}" + f" ({part})" * bool(part)
-
-
-def _key_figures() -> list[str]:
-    """The first four of KEY_FIGURES that are there, each from the profile with the most evidence that has it."""
-    parts, root = [], config.results_root()
-    for name in KEY_FIGURES:
-        for profile in claims.EVIDENCE:
-            captions = {f["name"]: f["caption"] for page in claims.pages(profile) for f in page["figures"]
-                        if any(claim["seeds"] != 0 for claim in page["claims"])}   # not of what nobody trained
-            if name in captions and (root / profile.name / f"{name}.png").exists():
-                parts += [f"![{captions[name]}]({profile.name}/{name}.png)",
-                          f"*Profile {profile.name}: {captions[name]}*"]
-                break
-    return parts[:8]
 
 
 def overall_markdown() -> str:
@@ -264,22 +199,19 @@ def overall_markdown() -> str:
                 "`smoke` only shows that everything runs. `./run_all.sh --profile cpu` makes the first evidence.\n")
     profiles = []
     for profile in present:
-        runs = records.all_records(profile)
-        hours = f"{runs.train_seconds.sum() / 3600:.1f}" if len(runs) else "0"
-        profiles.append((f"[{profile.name}]({profile.name}/REPORT.md)", _budget(profile), len(runs), hours))
+        used = compute_used(profile)[["runs", "hours"]].tail(1).itertuples(index=False)
+        profiles.append((f"[{profile.name}]({profile.name}/REPORT.md)", _budget(profile), *next(used, (0, 0.0))))
     return "\n\n".join([
         "# Reproduction report: the best evidence so far",
         "![All claims: the paper's differences and ours](claims.png)",
         "What became of the claims of *Image-specific Convolutional Kernel Modulation for Single Image "
         "Super-resolution* (arXiv 2111.08362). All numbers of a row are of the one profile that it names: the largest "
         "budget at which all declared runs are finished, whatever the verdict there; where none are, the largest that "
-        "trained something. The notebook is the one "
-        "executed there. Tables, errors found, deviations and compute: in the profiles' reports. Columns of all files: "
-        "[README.md](README.md).",
-        *_claims_section(claims.best(), root),
-        "## Profiles with evidence",
-        markdown_table(pd.DataFrame(profiles, columns=["profile", "budget", "finished runs", "hours of training"])),
-        "## Key figures", *_key_figures()]) + "\n"
+        "trained something. The notebook is the one executed there. Tables, figures, errors found, deviations and "
+        "compute: in the profiles' reports. Columns of all files: [README.md](README.md).",
+        *_claims_section(claims.best(), root), "## Profiles with evidence",
+        markdown_table(pd.DataFrame(profiles, columns=["profile", "budget", "finished runs", "hours of training"]))
+    ]) + "\n"
 
 
 def write_overall() -> Path:

@@ -4,7 +4,7 @@ Declared before the runs: results/PLAN.md.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,16 +36,21 @@ def half_width(errors: Errors, level: float = 0.05) -> float:
 @dataclass(frozen=True)
 class Difference:
     """A paired difference: mean, 95 % interval, and how much it rests on; the standard errors that made the interval,
-    where they did."""
+    where they did. While some of its declared runs are missing there is no number: its mean is NaN."""
 
-    mean: float
-    low: float
-    high: float
-    seeds: int
-    images: int
+    mean: float = float("nan")
+    low: float = float("nan")
+    high: float = float("nan")
+    seeds: int = 0
+    images: int = 0
     unit: str = "dB"
     errors: Errors = ()
     paper: float = float("nan")   # what the paper prints
+    runs: str = ""                # how many of the declared runs are finished, such as "6 of 10 runs"
+
+    @property
+    def known(self) -> bool:
+        return bool(np.isfinite(self.mean))
 
     @property
     def interval(self) -> tuple[float, float, float]:
@@ -74,18 +79,12 @@ class Difference:
         return float(brentq(lambda level: half_width(self.errors, level) - distance, least, 1.0, xtol=1e-12))
 
     def __str__(self) -> str:
-        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}] {self.unit}"
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}] {self.unit}" if self.known else self.runs
 
 
-@dataclass(frozen=True)
-class Waiting:
-    """A comparison that is not made yet, and what it waits for, such as "6 of 10 runs"."""
-
-    runs: str
-    paper: float = float("nan")
-
-    def __str__(self) -> str:
-        return self.runs
+def seeds_in_words(n: int) -> str:
+    """"1 seed", "3 seeds"."""
+    return f"{n} seed{'' if n == 1 else 's'}"
 
 
 def standard_error(values: np.ndarray) -> tuple[float, int]:
@@ -129,24 +128,6 @@ def residual_deviation(means: pd.DataFrame) -> tuple[float, int] | None:
         return None
     residuals = values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
     return float(np.sqrt((residuals ** 2).sum() / freedom)), freedom
-
-
-def contrast(scores: pd.DataFrame, weights: Mapping[str, float], deviation: tuple[float, int] | None = None,
-             ) -> Difference | None:
-    """Weighted sum of variants' PSNR, paired over (seed, set, image): {"ours": 1, "theirs": -1} is a difference.
-
-    `scores`: per-image scores with a column `variant`; `deviation`: of `residual_deviation`, None for that of the
-    contrast's own seeds. Only seeds and images that all variants have are compared; None if there is none.
-    """
-    wide = scores[scores.variant.isin(list(weights))].pivot_table(
-        index=["set", "image", "seed"], columns="variant", values="psnr_y").reindex(columns=list(weights))
-    table = (wide * pd.Series(weights)).sum(axis=1, skipna=False).dropna().unstack("seed").dropna()
-    if table.empty:
-        return None
-    pooled = None
-    if deviation is not None:
-        pooled = deviation[0] * np.sqrt(sum(w ** 2 for w in weights.values()) / table.shape[1]), deviation[1]
-    return paired(table.to_numpy(dtype=float).T, pooled)
 
 
 # --- the rule -------------------------------------------------------------------------------------------------------
