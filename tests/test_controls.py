@@ -62,7 +62,7 @@ def test_other_attention_at_test_time_is_measured_once_and_kept(results, monkeyp
     assert test_time.test_time_scores(run) is None
     records.train(run, show=False)
     table = test_time.test_time_scores(run)
-    own = records.scores([run]).set_index(["set", "image"])
+    own = run.scores().set_index(["set", "image"])
     assert list(table.columns) == ["set", "image", "frozen", "swapped"] and len(table) == len(own)
     model = test_time.trained_network(run)
     images = records.test_images(SMOKE, run.data)["embedded-test"]
@@ -99,7 +99,7 @@ def test_verdicts_follow_the_scores(results, bonus, own, scale):
     wanted = fake(CPU, "controls", bonus={f"{b} {k}": value for b in blocks for k, value in bonus.items()})
     for block in blocks:   # what test time would have measured: as much worse than IKM as constant attention is
         for run in wanted[f"{block} IKM"]:
-            table = records.scores([run])[["set", "image", "psnr_y"]]
+            table = run.scores()[["set", "image", "psnr_y"]]
             worse = bonus["IKM"] - bonus.get("constant 1.5", 0) + 0.001
             table = table.assign(frozen=table.psnr_y - worse, swapped=table.psnr_y - worse)
             if own != "supported":

@@ -1,6 +1,7 @@
 """The plan: what was declared, shared runs, order; what is done, how long the rest takes, what is kept of a run."""
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 from conftest import tiny
 
@@ -14,18 +15,27 @@ SMOKE, CPU, LONG, PAPER = (PROFILES[name] for name in ("smoke", "cpu", "cpu-long
 
 
 def seeds(profile, part):
-    return {label: [run.seed for run in runs] for label, runs in planned(profile, part).items()}
+    """Cell -> its declared seeds; every cell of the part, also one of which nothing is declared."""
+    plan = planned(profile, part)
+    return {cell: [seed for *at, seed in plan.drop(columns="run").itertuples(index=False) if tuple(at) == cell]
+            for cell in PARTS[part].cells(profile)}
+
+
+def first_run(profile, part, *cell):
+    """The run with seed 0 of a cell."""
+    plan = planned(profile, part)
+    return plan[(plan[list(PARTS[part].factors)] == list(cell)).all(axis=1)].run.iloc[0]
 
 
 def test_five_seeds_where_declared_one_for_table_1_three_elsewhere():
     for profile in (CPU, LONG):
-        for label, of in seeds(profile, "table3").items():
-            more = label.endswith((" none", " IKM"))
-            assert of == ([0, 1, 2, 3, 4] if more else [] if profile == LONG else [0, 1, 2]), (profile.name, label)
+        for (block, attention), of in seeds(profile, "table3").items():
+            more = attention in ("none", "IKM")
+            assert of == ([0, 1, 2, 3, 4] if more else [] if profile == LONG else [0, 1, 2]), (profile.name, block)
         controls = seeds(profile, "controls")
-        assert controls["U-HDB constant 1.5"] == controls["U-HDB shuffled"] == [0, 1, 2, 3, 4]
-    assert controls["U-HDB strict"] == [] and seeds(CPU, "controls")["U-HDB strict"] == [0, 1, 2]
-    assert seeds(LONG, "table1") == {"x2": [0], "x4": [0], "x3": [0]}
+        assert controls["U-HDB", "constant 1.5"] == controls["U-HDB", "shuffled"] == [0, 1, 2, 3, 4]
+    assert controls["U-HDB", "strict"] == [] and seeds(CPU, "controls")["U-HDB", "strict"] == [0, 1, 2]
+    assert seeds(LONG, "table1") == {(2,): [0], (4,): [0], (3,): [0]}
     assert set(map(tuple, seeds(CPU, "rates").values())) == {(0,)}
     for part in ("table4", "table5", "fig8", "fig9", "fig10", "fig11", "quarter"):
         assert set(map(tuple, seeds(CPU, part).values())) == {(0, 1, 2)}
@@ -44,33 +54,31 @@ def test_the_first_seed_of_a_stage_comes_first_and_table3_before_all(monkeypatch
 
 
 def test_a_run_serves_every_artefact_that_shows_it():
-    first = {part: planned(CPU, part) for part in PARTS}
-    uhdb = first["table3"]["U-HDB IKM"][:3]
-    assert all(runs[:3] == uhdb for runs in (
-        first["table5"]["U-style + hourglass"], first["table4"]["k=3 D=1 IKM"], first["fig9"]["tau = 0.0"],
-        first["fig11"]["U-HDN"], first["fig8"]["N=1"], first["fig8"]["C=64"],
-        first["controls"]["U-HDB IKM"], first["fig5"]["U-HDB IKM"]))
-    assert first["table5"]["neither"][0].arch.depths == (5,) * 6
-    at_four = planned(PAPER, "fig11")["U-HDN"]
-    assert at_four[0].arch == ARCHITECTURES["uhdn"] == planned(PAPER, "table4")["k=3 D=1 IKM"][0].arch
+    uhdb = first_run(CPU, "table3", "U-HDB", "IKM")
+    for part, *cell in (("table5", "yes", "yes"), ("table4", 3, 1, "IKM"), ("fig9", 0.0), ("fig11", "U-HDN"),
+                        ("fig8", 1, 6, 64), ("controls", "U-HDB", "IKM"), ("fig5", "U-HDB", "IKM")):
+        assert first_run(CPU, part, *cell) == uhdb
+    assert first_run(CPU, "table5", "no", "no").arch.depths == (5,) * 6
+    at_four = first_run(PAPER, "fig11", "U-HDN").arch
+    assert at_four == ARCHITECTURES["uhdn"] == first_run(PAPER, "table4", 3, 1, "IKM").arch
 
 
 @pytest.mark.parametrize(("profile", "batches", "updates"), [(CPU, {1, 4, 16}, 4000), (PAPER, {4, 16, 64}, 200_000)])
 def test_equal_patches_and_equal_updates(profile, batches, updates):
     runs = experiments.fig10(profile)
-    for label, run in runs.items():
+    for (_, batch, budget), run in runs.items():
         patches = run.updates * run.batch == profile.updates * profile.batch
-        assert run.updates == updates if "equal updates" in label else patches
-        assert f"batch {run.batch}" in label
+        assert run.updates == updates if budget == "equal updates" else patches
+        assert run.batch == batch
     assert {run.batch for run in runs.values()} == batches
-    assert [label for label in runs if "autograd" in label] == [f"autograd, batch {sorted(batches)[1]}"]
+    assert [cell for cell in runs if cell[0] == "autograd"] == [("autograd", sorted(batches)[1], "either")]
 
 
 def test_rungs_rates_and_repetitions_differ_in_one_thing():
     base = experiments.table3(CPU)
     for part, change in (("quarter", "updates"), ("rates", "rate"), ("again", "reverse")):
-        for label, run in PARTS[part][1](CPU).items():
-            own = base[label.partition(",")[0]]
+        for cell, run in PARTS[part].cells(CPU).items():
+            own = base[cell[:2]]
             assert run == replace(own, **{change: getattr(run, change)}) != own
     assert {run.updates for run in experiments.quarter(CPU).values()} == {CPU.updates // 4}
     assert {run.rate / CPU.rate for run in experiments.rates(CPU).values()} == {0.5, 2.0}
@@ -87,10 +95,10 @@ def test_final_models_train_longer_where_the_paper_does():
     assert {run.updates for run in experiments.table5(PAPER).values()} == {200_000}
 
 
-@pytest.mark.parametrize(("label", "params_k", "flops_g"), [
+@pytest.mark.parametrize(("order", "params_k", "flops_g"), [
     ("V1", 1390.9, 60.3), ("V2", 1401.3, 60.8), ("V3", 1401.3, 60.8)])
-def test_fig11_has_the_papers_costs(label, params_k, flops_g):
-    run = experiments.fig11(PAPER)[label]
+def test_fig11_has_the_papers_costs(order, params_k, flops_g):
+    run = experiments.fig11(PAPER)[order,]
     params, multi_adds = complexity(SRNetwork(run.arch, 2), 2)
     assert (round(params / 1e3, 1), round(multi_adds / 1e9, 1)) == (params_k, flops_g)
 
@@ -111,10 +119,10 @@ def test_diverged_runs_are_reported_and_others_go_on(results, monkeypatch):
         return real(run, show=False)
 
     monkeypatch.setattr(records, "train", train)
+    plan = pd.DataFrame({"cell": ["a", "a", "b"], "seed": [0, 1, 0], "run": [bad, good, good]})
     with pytest.warns(UserWarning, match="loss nan"):
-        assert experiments.ensure({"a": [bad, good]}) == {"a": [good]}
-    assert experiments.ensure({"a": [bad], "b": [good]}, train_missing=False) == {"a": [], "b": [good]}
-    assert experiments.complete({"a": [bad, good], "b": [good]}) == {"a": [], "b": [good]}
+        experiments.train_missing(plan)
+    assert good.finished and list(experiments.complete(plan).cell) == ["b"]
     monkeypatch.setattr(experiments, "queue", lambda profile, only: [bad, good])
     assert experiments.work(SMOKE, show=False) == 1
 
@@ -145,7 +153,7 @@ def test_what_later_notebooks_need_is_kept_when_a_run_ends(results, monkeypatch)
     usual = replace(SMOKE, name="smoke", updates=6, batch=2, patch=8, evidence=True)
     monkeypatch.setitem(PROFILES, "smoke", usual)
     monkeypatch.setattr(experiments, "UHDB", tiny_uhdb)
-    monkeypatch.setattr(experiments, "table3", lambda profile: {"U-HDB IKM": tiny()})
+    monkeypatch.setattr(experiments, "table3", lambda profile: {("U-HDB", "IKM"): tiny()})
     monkeypatch.setattr(experiments, "queue", lambda profile, only: [tiny(), tiny(attention="none"), tiny(updates=7)])
     assert experiments.work(usual, show=False) == 0
     assert (tiny().folder / "controls.csv").exists() and list(weights.index()) == [f"{tiny().id}.safetensors"]
@@ -154,7 +162,7 @@ def test_what_later_notebooks_need_is_kept_when_a_run_ends(results, monkeypatch)
 
 
 def finish(profile, part):
-    for run in sum(planned(profile, part).values(), []):
+    for run in planned(profile, part).run:
         run.folder.mkdir(parents=True, exist_ok=True)
         (run.folder / "run.json").write_text("{}")
 
@@ -165,7 +173,7 @@ def test_opened_by_hand_a_notebook_shows_the_largest_profile_that_is_finished_fo
     assert experiments.recorded("06_table5_ablation") == CPU
     finish(LONG, "table5")
     assert experiments.recorded("06_table5_ablation") == LONG
-    next(iter(sum(planned(LONG, "table5").values(), []))).folder.joinpath("run.json").unlink()
+    planned(LONG, "table5").run.iloc[0].folder.joinpath("run.json").unlink()
     assert experiments.recorded("06_table5_ablation") == CPU
     assert experiments.recorded("13_cost") == CPU
     (results / "small" / "pages").mkdir(parents=True)

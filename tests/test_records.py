@@ -62,13 +62,13 @@ def test_scores_are_of_the_saved_weights_under_both_conventions(results):
     model.load_state_dict(torch.load(run.folder / "weights.pt", weights_only=True)["model"])
     model.to(memory_format=torch.channels_last)
     images = records.test_images(SMOKE, run.data)["embedded-test"]
-    found = records.scores([run]).set_index("image")
+    found = run.scores().set_index("image")
     for name, sr, hr in restored(model, pairs(images, 2)):
         for rounded, suffix in ((False, ""), (True, "_rounded")):
             psnr, ssim = (metric(sr, hr, shave=2, round_y=rounded) for metric in (psnr_y, ssim_y))
             assert found.loc[name, f"psnr_y{suffix}"] == pytest.approx(psnr, abs=2e-6)
             assert found.loc[name, f"ssim_y{suffix}"] == pytest.approx(ssim, abs=2e-6)
-    curve = records.curves([run])
+    curve = run.curve()
     assert list(curve["update"]) == [3, 6]
     validation = records.training_data(run.data, 2, 8, "cpu")[1]
     assert curve.psnr_y.iloc[-1] == pytest.approx(evaluate(model, validation, 2).psnr_y.mean(), abs=2e-6)
@@ -90,10 +90,10 @@ def test_interrupted_run_ends_like_an_uninterrupted_one(results, monkeypatch, tm
     torch.set_num_threads(1)
     assert not records.train(tiny(), show=False, deadline=0.0)   # time is up before the first update
     assert (tiny().folder / "checkpoint.pt").exists() and records.train(tiny(), show=False)
-    first = records.scores([tiny()])
+    first = tiny().scores()
     monkeypatch.setenv("IKM_RESULTS", str(tmp_path / "again"))
     records.train(tiny(), show=False)
-    pd.testing.assert_frame_equal(first, records.scores([tiny()]))
+    pd.testing.assert_frame_equal(first, tiny().scores())
 
 
 def test_a_run_in_other_hands_is_left_alone(results):
@@ -108,12 +108,12 @@ def test_a_run_in_other_hands_is_left_alone(results):
 def test_missing_training_sets_fall_back_to_embedded_images_and_say_so(results, monkeypatch):
     monkeypatch.setattr(datasets, "is_installed", lambda name: name.startswith("embedded"))
     asked = Run.of(PROFILES["cpu"], TINY, 0)
-    run = records.found(asked)
+    run, = records.found([asked])
     assert run.data == ("embedded-train",) and run.spec["data"] == ["embedded-train"] and run.id != asked.id
     assert list(records.test_images(PROFILES["cpu"], run.data)) == ["embedded-test"]
     asked.folder.mkdir(parents=True)
     (asked.folder / "run.json").write_text("{}")
-    assert records.found(asked) == asked   # finished elsewhere: its record serves, the images are not needed
+    assert records.found([asked]) == [asked]   # finished elsewhere: its record serves, the images are not needed
 
 
 # --- committed records ----------------------------------------------------------------------------------------------

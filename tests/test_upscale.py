@@ -58,7 +58,7 @@ def test_exported_weights_are_the_run_s(trained, file):
     assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
     assert not network.training and network.arch == run.arch and record == records.record(run)
     listed = weights.index()[file.name]
-    assert listed["scores"]["embedded-test"]["psnr_y"] == pytest.approx(records.scores([run]).psnr_y.mean(), abs=1e-4)
+    assert listed["scores"]["embedded-test"]["psnr_y"] == pytest.approx(run.scores().psnr_y.mean(), abs=1e-4)
     before = file.read_bytes()
     assert weights.export(folder) == file and file.read_bytes() == before   # byte for byte, so that a sha256 means much
 
@@ -309,7 +309,7 @@ def test_weights_of_another_scale_are_an_error(file, tmp_path, capsys):
 
 def test_card_is_made_of_the_records(trained, file):
     run, text = trained[0], model_card.write().read_text()
-    scores = records.scores([run]).set_index("image").psnr_y
+    scores = run.scores().set_index("image").psnr_y
     gains = model_card.gains(weights.index()[file.name]).set_index("image")
     assert gains.gain_db.is_monotonic_increasing and set(gains.index) == {"chelsea", "coffee"}
     assert np.allclose(gains.psnr_y, scores[gains.index], atol=1e-6)

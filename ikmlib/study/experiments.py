@@ -273,10 +273,11 @@ def planned(profile: Profile, part: str) -> pd.DataFrame:
     for row in PLAN:
         if (row.profile, row.part) == (profile.name, part):
             for cell, run in row.cells().items():
-                declared |= {(cell, seed): found(replace(run, seed=seed)) for seed in row.seeds}
+                declared |= {(cell, seed): replace(run, seed=seed) for seed in row.seeds}
     order = list(PARTS[part].cells(profile))   # cells as the part orders them, whatever the plan's order
-    rows = [(*cell, seed, run) for (cell, seed), run in sorted(declared.items(), key=lambda d: order.index(d[0][0]))]
-    return pd.DataFrame(rows, columns=[*names, "seed", "run"])
+    at = sorted(declared, key=lambda cell_and_seed: order.index(cell_and_seed[0]))
+    plan = pd.DataFrame([(*cell, seed) for cell, seed in at], columns=[*names, "seed"])
+    return plan.assign(run=found(declared[key] for key in at))
 
 
 def complete(plan: pd.DataFrame) -> pd.DataFrame:
@@ -318,9 +319,9 @@ def queue(profile: Profile | None, only: Iterable[str] = ()) -> list[Run]:
     if profile == PROFILES["recipe"]:
         return recipe.wanted()
     rows = _rows(profile, only)
-    return list(dict.fromkeys(
-        found(run) for stage in dict.fromkeys(row.stage for row in rows)
-        for seed in range(5) for row in rows if row.stage == stage for run in row.runs(seed)))
+    return list(dict.fromkeys(found(
+        run for stage in dict.fromkeys(row.stage for row in rows)
+        for seed in range(5) for row in rows if row.stage == stage for run in row.runs(seed))))
 
 
 # --- training it ----------------------------------------------------------------------------------------------------
@@ -414,7 +415,7 @@ def status(profile: Profile | None = None) -> pd.DataFrame:
     rows, seen, lines = [], set(), _rows(profile, ())
     pace = _pace(dict.fromkeys(row.profile for row in lines))
     for row in lines:
-        runs = [run for seed in row.seeds for run in map(found, row.runs(seed)) if run not in seen]
+        runs = [run for run in found(run for seed in row.seeds for run in row.runs(seed)) if run not in seen]
         seen.update(runs)
         rows.append((row.stage, row.profile, row.notebook, row.part,
                      "-".join(map(str, sorted({run.arch.blocks for run in row.cells().values()}))),

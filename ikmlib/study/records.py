@@ -16,7 +16,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -133,11 +133,12 @@ class Run:
         return SRNetwork(self.arch, self.scale)
 
 
-def found(run: Run) -> Run:
-    """The run itself; or, if not finished and its training sets are not installed, its twin on embedded images."""
-    if run.finished or all(datasets.is_installed(name) for name in run.data):
-        return run
-    return replace(run, data=FALLBACK["train"])
+def found(runs: Iterable[Run]) -> list[Run]:
+    """The runs themselves; where one is not finished and its training sets are not installed, its twin on embedded
+    images."""
+    installed = cache(datasets.is_installed)   # for this call: it looks at every file of a set
+    return [run if run.finished or all(map(installed, run.data)) else replace(run, data=FALLBACK["train"])
+            for run in runs]
 
 
 @lru_cache(maxsize=2)
