@@ -2,11 +2,10 @@
 
 B images, H/W height and width of the LR image, s the scale: all take RGB (B, 3, H, W) in 0..1 and return RGB
 (B, 3, sH, sW), not clipped. Initial weights are PyTorch's default, of networks on luma He's. A ReLU is a layer where it
-is one in the authors' program, because `models.complexity` counts layers.
-
-Not known: wiring and program of MS3-Conv (Table I, x4), which is missing here; what network made LapSRN's scores at x3;
-what the last 0.1 K of CARN's printed parameters are; why OISR's authors count slightly fewer parameters, perhaps
-without the PReLUs' slopes. CSFM is wired as in a third party's program.
+is one in the authors' program, because `models.complexity` counts layers. Not known: wiring and program of MS3-Conv
+(Table I, x4), which is missing here; what network made LapSRN's scores at x3; what the last 0.1 K of CARN's printed
+parameters are; why OISR's authors count slightly fewer parameters, perhaps without the PReLUs' slopes. CSFM is wired as
+in a third party's program.
 """
 from __future__ import annotations
 
@@ -218,9 +217,6 @@ def idn(scale: int, *, colours: int = 1, groups: int = 4) -> nn.Module:
     return OnLuma(scale, network, enlarged=False) if colours == 1 else network
 
 
-# --- methods on RGB -------------------------------------------------------------------------------------------------
-
-
 class CARN(nn.Module):
     """CARN (Ahn et al., ECCV 2018), three cascades of three residual blocks; of the `scales`' upscalers one is used."""
 
@@ -229,10 +225,9 @@ class CARN(nn.Module):
         block = partial(skip, lambda x, y: torch.relu(x + y))
         cascades = (Cascade(nn.ReLU(), *(block(conv(64, 64), nn.ReLU(), conv(64, 64)) for _ in range(3)))
                     for _ in range(3))
-        self.scale = scale
+        self.scale, self.tail = scale, nn.Sequential(conv(64, 3), mean_shift(1))
         self.features = nn.Sequential(mean_shift(-1), conv(3, 64), Cascade(nn.ReLU(), *cascades))
         self.upscale = nn.ModuleDict({f"x{s}": upscaler(64, s, nn.ReLU()) for s in scales})
-        self.tail = nn.Sequential(conv(64, 3), mean_shift(1))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.tail(self.upscale[f"x{self.scale}"](self.features(x)))
@@ -388,9 +383,8 @@ def csfm(scale: int) -> nn.Module:
     return Backbone(scale, 64, conv(64, 64), Cascade(nn.Identity(), *chains, fused=True), conv(64, 64))
 
 
-PEERS = {"srcnn": srcnn, "vdsr": vdsr, "lapsrn": lapsrn, "drrn": drrn, "idn": idn, "carn": CARN, "imdn": IMDN,
-         "cfsrcnn": CFSRCNN, "defian_s": defian_s, "edsr": edsr, "rdn": rdn, "rcan": rcan, "oisr_rk3": oisr_rk3,
-         "csfm": csfm}
+PEERS = {peer.__name__.lower(): peer for peer in (
+    srcnn, vdsr, lapsrn, drrn, idn, CARN, IMDN, CFSRCNN, defian_s, edsr, rdn, rcan, oisr_rk3, csfm)}
 # What the paper counts where it is not the published network, whose PSNR it prints; OISR-RK3's #Params at x2 are x4's.
 COUNTED = {"srcnn": {"middle": 1, "bias": False}, "lapsrn": {"one_level": True}, "idn": {"colours": 3, "groups": 1},
            "rdn": {"blocks": 20, "layers": 6, "growth": 32}}
