@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 from skimage.metrics import structural_similarity
 
+RGB_TO_Y = (65.481, 128.553, 24.966)   # BT.601, of RGB in 0..1; 16 is added
+
 
 def luma(image: np.ndarray, *, round_y: bool = False) -> np.ndarray:
     """Y of a uint8 image: (H, W, 3) -> (H, W) float64 in 16..235; a grey (H, W, 1) image's own values, 0..255."""
@@ -16,7 +18,7 @@ def luma(image: np.ndarray, *, round_y: bool = False) -> np.ndarray:
         raise ValueError(f"expected a uint8 image (H, W, 3) or (H, W, 1), not {image.dtype} {image.shape}")
     if image.shape[2] == 1:
         return image[..., 0].astype(np.float64)
-    y = 16 + image.astype(np.float64) @ np.array([65.481, 128.553, 24.966]) / 255
+    y = 16 + image.astype(np.float64) @ np.array(RGB_TO_Y) / 255
     return np.floor(y + 0.5) if round_y else y
 
 

@@ -231,26 +231,36 @@ def build_model(name: str, *, scale: int = 2, attention: str = "ikm") -> SRNetwo
     return SRNetwork(replace(ARCHITECTURES[name], attention=attention), scale)
 
 
-def complexity(model: nn.Module, scale: int) -> tuple[int, int]:
-    """(#Params, #FLOPs): trainable parameters, and multiply-adds of all convolutions for a 480 x 360 output image.
+def complexity(model: nn.Module, scale: int, *, activations: bool = False) -> tuple[int, int]:
+    """(#Params, #FLOPs): all parameters, and multiply-adds of all convolutions for a 480 x 360 output image.
 
-    As the paper counts: input 480/s x 360/s, one multiply-add a weight and a bias an output position; activations,
-    masks and pooling are free. Nothing is computed: the shapes run through a copy on the "meta" device.
+    As the paper counts its own networks: input 480/s x 360/s, one multiply-add a weight an output position, which of a
+    transposed convolution is an input position, and one a bias an output value. `activations` gives the count that fits
+    most other methods in Tables I and II: also one a value that an activation layer returns or a pooling layer takes.
+    A layer is a module: `F.relu` is free in both. Nothing is computed: the shapes run through a copy on the "meta"
+    device.
     """
     shadow = copy.deepcopy(model).to("meta").eval()
     total = 0
 
-    def count(conv, inputs, output):
+    def count(layer, inputs, output):
         nonlocal total
-        total += sum(p.numel() for p in conv.parameters()) * output.shape[-2] * output.shape[-1]
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+            positions = (inputs[0] if layer.transposed else output).shape[-2:].numel()
+            total += layer.weight.numel() * positions + (0 if layer.bias is None else output.numel())
+        else:
+            total += (inputs[0] if isinstance(layer, nn.AdaptiveAvgPool2d) else output).numel()
 
+    counted = (nn.Conv2d, nn.ConvTranspose2d)
+    if activations:
+        counted += (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.AdaptiveAvgPool2d)
     for module in shadow.modules():
         module.fast = False   # as written, every layer is called
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, counted):
             module.register_forward_hook(count)
     with torch.no_grad():
         shadow(torch.empty(1, 3, 360 // scale, 480 // scale, device="meta"))
-    return sum(p.numel() for p in model.parameters() if p.requires_grad), total
+    return sum(p.numel() for p in model.parameters()), total
 
 
 @cache
