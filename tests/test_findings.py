@@ -8,7 +8,7 @@ from ikmlib import config
 from ikmlib.config import PROFILES
 from ikmlib.files import write_csv, write_text
 from ikmlib.models import build_model, cost
-from ikmlib.study import claims, experiments, findings, protocol
+from ikmlib.study import claims, comparisons, experiments, findings
 from ikmlib.study.findings import Conv, count
 from ikmlib.study.records import SCORES
 
@@ -18,13 +18,6 @@ CPU = PROFILES["cpu"]
 @pytest.fixture(scope="module")
 def cells():
     return findings.cost_cells()
-
-
-@pytest.fixture
-def bare(monkeypatch, tmp_path):
-    """A fresh machine: no image set but the embedded ones."""
-    monkeypatch.delenv("IKM_DATA", raising=False)
-    monkeypatch.setenv("IKM_CACHE", str(tmp_path))
 
 
 def test_every_printed_cost_of_the_papers_networks_is_checked(cells):
@@ -47,7 +40,7 @@ def test_every_printed_cost_of_the_papers_networks_is_checked(cells):
     (1390.915, "1390.9", True), (1390.915, "1390.0", False), (16.741, "16.7", True), (3e-6, "0", True),
     (0.6, "0", False)])
 def test_rounding_to_the_printed_decimals(ours, printed, equal):
-    assert protocol.rounds_to(ours, printed) is equal
+    assert comparisons.rounds_to(ours, printed) is equal
 
 
 @pytest.mark.parametrize(("layers", "params"), [
@@ -89,7 +82,7 @@ def test_rows_of_two_networks_fit_one_and_have_the_psnr_of_the_other():
 def finished_runs(levels, runs):
     """Leaves finished runs whose Set5 images have the given PSNR on floating-point luma, rounded as MSE + 1/6 says."""
     for run in runs:
-        rows = [("Set5", name, psnr, 0.9, psnr - protocol.rounding_cost(psnr), 0.9) for name, psnr in levels.items()]
+        rows = [("Set5", name, psnr, 0.9, psnr - comparisons.rounding_cost(psnr), 0.9) for name, psnr in levels.items()]
         write_csv(run.folder / "scores.csv", pd.DataFrame(rows, columns=SCORES[:6]))
         write_text(run.folder / "run.json", "{}")
 
@@ -132,8 +125,8 @@ def test_without_runs_nothing_is_claimed_of_rounding(results):
     assert found["verdict"] == claims.UNTESTED and "nan" not in " ".join(found.values())
 
 
-def test_errors_are_shown_by_numbers_computed_now(results, bare, cells):
-    traps = protocol.traps()
+def test_errors_are_shown_by_numbers(results, cells):
+    traps = findings.known_traps(CPU)
     table = findings.errors_found(CPU, traps, cells, findings.peers())
     shown = table.set_index("error").shown_by
     assert shown.str.contains(r"\d").all() and not shown.str.contains("nan").any() and shown.index.is_unique

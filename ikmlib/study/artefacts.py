@@ -7,9 +7,8 @@ import pandas as pd
 
 from ikmlib import config, datasets
 from ikmlib.config import Profile
-from ikmlib.study.comparisons import paper, scores
+from ikmlib.study.comparisons import paper, rounding_cost, scores
 from ikmlib.study.experiments import Variants
-from ikmlib.study.protocol import rounding_cost
 
 
 def table1_published() -> pd.DataFrame:

@@ -5,15 +5,17 @@ questions, each a weighted sum of paired scores with an interval; `claim` says w
 """
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from ikmlib import config
 from ikmlib.config import PROFILES, Profile
-from ikmlib.models import cost
+from ikmlib.models import ARCHITECTURES, Architecture, cost
 from ikmlib.study import records
 from ikmlib.study.claims import seeds_in_words
 from ikmlib.study.experiments import PARTS, Variants, complete, planned
@@ -90,9 +92,8 @@ def summary(profile: Profile, part: str, sets: Sequence[str], published: pd.Data
     published = pd.DataFrame(index=list(wanted)) if published is None else published
     order = [label for label in published.index if label in wanted]
     for label, runs in ((label, wanted[label]) for label in dict.fromkeys([*order, *wanted])):
-        cells = {}   # quantity -> (ours, standard deviation over seeds)
-        params, multi_adds = cost(counted[label].arch, counted[label].scale)
-        cells["params_k"], cells["flops_g"] = (params / 1e3, None), (multi_adds / 1e9, None)
+        costs = cost_columns(counted[label].arch, counted[label].scale)
+        cells = {name: (value, None) for name, value in costs.items()}   # ours, standard deviation over seeds
         mine = ours[ours.variant == label]
         for name in shown_sets(ours, sets):
             for metric in ("psnr", "ssim"):
@@ -107,6 +108,49 @@ def summary(profile: Profile, part: str, sets: Sequence[str], published: pd.Data
                 row[f"{quantity}_sd"] = spread
         rows.append(row | {"seeds": mine.seed.nunique(), "runs": runs_in_words(runs)})
     return pd.DataFrame(rows)
+
+
+# --- the paper's printed numbers ------------------------------------------------------------------------------------
+
+
+def cost_columns(arch: Architecture, scale: int) -> dict[str, float]:
+    """#Params (thousands) and #FLOPs (1e9) of a network, by their columns' names in `ikmlib/paper/`."""
+    params, multi_adds = cost(arch, scale)
+    return {"params_k": params / 1e3, "flops_g": multi_adds / 1e9}
+
+
+def rounds_to(ours: float, printed: str) -> bool:
+    """Does `ours`, rounded to the decimals of a number as printed, equal it?"""
+    return round(ours, len(printed.partition(".")[2])) == float(printed)
+
+
+def cost_table() -> pd.DataFrame:
+    """#Params (thousands) and #FLOPs (1e9) that the paper prints for its own networks, beside ours: a row a number.
+
+    table, network, quantity, paper, ours, and `equal`: whether ours rounds to the printed number.
+    """
+    def printed(table):
+        return pd.read_csv(config.PAPER / f"table{table}.csv", dtype=str).to_dict("records")
+
+    uhdn = ARCHITECTURES["uhdn"]
+    networks = [("Table I", f"U-HDN x{row['scale']}", uhdn, row) for row in printed(1) if row["method"] == "U-HDN+IKM"]
+    networks += [("Table III", row["architecture"], ARCHITECTURES[row["architecture"].lower().replace("-", "")], row)
+                 for row in printed(3) if row["attention"] == "IKM"]
+    networks += [("Table IV", f"k = {row['kernel']}, dilation {row['dilation']}, IKM {row['ikm']}",
+                  replace(uhdn, kernel=int(row["kernel"]), dilation=int(row["dilation"])), row) for row in printed(4)]
+    networks += [("Table V", f"residual {row['u_style_residual']}, hourglass {row['hourglass']}",
+                  uhdn if row["hourglass"] == "yes" else replace(uhdn, depths=(5,) * 6), row) for row in printed(5)]
+    rows = []
+    for table, network, arch, row in networks:
+        for quantity, ours in cost_columns(arch, int(row.get("scale", 2))).items():
+            if text := row.get(quantity):   # Table IV prints no #FLOPs
+                rows.append((table, network, quantity, float(text), ours, rounds_to(ours, text)))
+    return pd.DataFrame(rows, columns=["table", "network", "quantity", "paper", "ours", "equal"])
+
+
+def rounding_cost(psnr: float) -> float:
+    """dB that an image of `psnr` dB loses by rounding both Y: two errors of variance 1/12 each add 1/6 to the MSE."""
+    return 10 * math.log10(1 + 10 ** (psnr / 10) / 255**2 / 6)
 
 
 # --- comparisons ----------------------------------------------------------------------------------------------------

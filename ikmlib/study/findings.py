@@ -1,7 +1,7 @@
 """What the study found beside the claims: costs checked cell by cell, errors with the numbers that show them.
 
-Everything is computed when asked for: costs from networks and layer lists, errors from `protocol.traps`, what rounding
-luma costs from the scores of our own finished runs.
+Everything is computed when asked for: costs from networks and layer lists, errors from the traps of notebook 00, what
+rounding luma costs from the scores of our own finished runs.
 """
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ikmlib import config
 from ikmlib.config import Profile
 from ikmlib.layers import attention_range
 from ikmlib.models import ARCHITECTURES
-from ikmlib.study import artefacts, comparisons, experiments, protocol
+from ikmlib.study import artefacts, comparisons, experiments
+from ikmlib.study.comparisons import cost_columns, cost_table, rounding_cost, rounds_to
 from ikmlib.study.experiments import Variants
-from ikmlib.study.protocol import cost_columns, cost_table, rounding_cost, rounds_to
 from ikmlib.study.records import psnr_by_image
 from ikmlib.study.stats import SMALLEST, UNTESTED
 
@@ -39,7 +39,7 @@ def _printed(table: int) -> pd.DataFrame:
 
 
 def cost_cells() -> pd.DataFrame:
-    """Every #Params and #FLOPs that the paper prints for its own networks: columns as `protocol.cost_table`."""
+    """Every #Params and #FLOPs that the paper prints for its own networks: columns as `cost_table`."""
     rows = []
     for label, name in (("U-HDN+IKM", "uhdn"), ("U-HDNL+IKM", "uhdn_l")):
         row, ours = _printed(2).set_index("method").loc[label], cost_columns(ARCHITECTURES[name], 2)
@@ -167,7 +167,7 @@ def finished(profile: Profile) -> Variants:
 def rounded_table2(done: Variants) -> pd.DataFrame:
     """What scores on floating-point luma become on rounded luma, beside what Table II prints; a row a method and set.
 
-    An image loses what MSE + 1/6 says at its own PSNR (`protocol.rounding_cost`). `costs_if_alike_db`: if every image
+    An image loses what MSE + 1/6 says at its own PSNR (`rounding_cost`). `costs_if_alike_db`: if every image
     had the set's mean, the least that is possible; `rounding_costs_db`: with the spread that our networks' PSNR has
     over the set's images (NaN for a set that they are not scored on). U-HDN_L's printed Set5 score is read as one on
     floating-point luma.
@@ -250,9 +250,9 @@ def _cost_errors(cells: pd.DataFrame, table: pd.DataFrame) -> list[tuple]:
 
 
 def known_traps(profile: Profile) -> pd.DataFrame:
-    """`protocol.traps` as notebook 00 recorded them at this profile; measured now where it has not."""
+    """The traps that notebook 00 measured at this profile or, where it has not, as they are committed for `cpu`."""
     path = config.results_root() / profile.name / "protocol_traps.csv"
-    return pd.read_csv(path) if path.exists() else protocol.traps()
+    return pd.read_csv(path if path.exists() else config.ROOT / "results" / "cpu" / "protocol_traps.csv")
 
 
 def _trap_errors(traps: pd.DataFrame) -> list[tuple]:
@@ -301,7 +301,7 @@ def repeats(profile: Profile) -> pd.DataFrame:
 def errors_found(profile: Profile, traps: pd.DataFrame, cells: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
     """Errors of the paper and of the released code: error, where, and the number, computed now, that shows it.
 
-    `traps`: of `protocol.traps`; `cells`: of `cost_cells`; `others`: of `peers`.
+    `traps`: of `known_traps`; `cells`: of `cost_cells`; `others`: of `peers`.
     """
     rows = [*_trap_errors(traps), *_cost_errors(cells, others)]
     question = {"U-HDB: IKM − none": {"U-HDB IKM": 1, "U-HDB none": -1}}
