@@ -5,19 +5,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY, tiny
+from conftest import TINY, code, tiny
 
 from ikmlib import config
 from ikmlib.fast import known_attention
-from ikmlib.files import write_csv
 from ikmlib.layers import IKMConv2d, attending
 from ikmlib.models import SRNetwork
-from ikmlib.study import controls, records, test_time
+from ikmlib.study import experiments, records, test_time
 from ikmlib.trainers import evaluate
 
-from test_artefacts import fake   # isort: skip
-
-CPU, SMOKE = config.PROFILES["cpu"], config.PROFILES["smoke"]
+SMOKE = config.PROFILES["smoke"]
 
 
 def network(seed=0, **changes):
@@ -75,9 +72,19 @@ def test_other_attention_at_test_time_is_measured_once_and_kept(results, monkeyp
     pd.testing.assert_frame_equal(test_time.test_time_scores(run), table)
 
 
-def test_gradients_of_the_rules_against_autograd_of_the_plain_formula():
+@pytest.fixture
+def rules():
+    """The functions of notebook 12 that compare gradient rules."""
+    cells = code(config.ROOT / "notebooks" / "12_controls.ipynb")
+    space = {"experiments": experiments, "records": records, "pd": pd}
+    for cell in (cell for cell in cells if "def kernel_gradients" in cell or "def gradient_agreement" in cell):
+        exec(cell, space)
+    return space
+
+
+def test_gradients_of_the_rules_against_autograd_of_the_plain_formula(rules):
     model, (lr, hr) = network(), (batch(), torch.rand(3, 3, 24, 24))
-    found = controls._gradients(model, lr, hr)
+    found = rules["kernel_gradients"](model, lr, hr)
     exact = found["autograd"]
     cosine = torch.cosine_similarity(found["iso"], exact, dim=0)
     assert cosine > 0.999 and found["iso"].norm() / exact.norm() == pytest.approx(1 / 1.5 / 3, rel=0.05)
@@ -85,47 +92,7 @@ def test_gradients_of_the_rules_against_autograd_of_the_plain_formula():
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_gradient_agreement_of_a_short_training():
-    table = controls.gradient_agreement(SMOKE)
+def test_gradient_agreement_of_a_short_training(rules):
+    table = rules["gradient_agreement"](SMOKE, 0)
     assert set(table["update"]) == {0, 10} and set(table.rule) == {"iso", "go"} and (table.cosine > 0.99).all()
     assert np.cos(np.radians(table.angle_degrees)).to_numpy() == pytest.approx(table.cosine.to_numpy())
-
-
-@pytest.mark.parametrize(("bonus", "own", "scale"), [
-    ({"IKM": 0.1}, "supported", "not supported"),
-    ({"IKM": 0.1, "constant 1.5": 0.15, "none, weights x 1.5": 0.1, "shuffled": 0.15}, "not supported", "supported")])
-def test_verdicts_follow_the_scores(results, bonus, own, scale):
-    blocks = controls.BLOCKS
-    wanted = fake(CPU, "controls", bonus={f"{b} {k}": value for b in blocks for k, value in bonus.items()})
-    for block in blocks:   # what test time would have measured: as much worse than IKM as constant attention is
-        for run in wanted[f"{block} IKM"]:
-            table = run.scores()[["set", "image", "psnr_y"]]
-            worse = bonus["IKM"] - bonus.get("constant 1.5", 0) + 0.001
-            table = table.assign(frozen=table.psnr_y - worse, swapped=table.psnr_y - worse)
-            if own != "supported":
-                table[["frozen", "swapped"]] += 0.01
-            write_csv(run.folder / "controls.csv", table.drop(columns="psnr_y"))
-    table = controls.answers(CPU, controls.questions())
-    asked = controls.answers(CPU, controls.own_attention_questions())
-    assert table.gain_db_ours.notna().all() and asked.gain_db_ours.notna().all()
-    at_test = asked[asked.contrast.str.contains("at test")]
-    assert (at_test.seeds_error_db < 1e-9).all()   # the same networks: what trainings differ by is not in it
-    found = controls.verdicts(table, asked, CPU)
-    assert {name: entry["verdict"] for name, entry in found.items()} == {
-        f"{name}, {block}": verdict for block in blocks
-        for name, verdict in (("E1, own attention", own), ("E2, scale", scale))}
-    (wanted["RB shuffled"][2].folder / "run.json").unlink()
-    incomplete = controls.verdicts(table, controls.answers(CPU, controls.own_attention_questions()), CPU)
-    assert incomplete["E1, own attention, RB"]["verdict"] == "not tested at this budget"
-    assert incomplete["E1, own attention, U-HDB"]["verdict"] == own
-    assert ("is better" in controls.conclusion(asked)) == (own == "supported")
-    controls.figure_order(table)
-
-
-def test_nothing_trained_is_not_tested(results):
-    table, own = (controls.answers(CPU, asked) for asked in (controls.questions(), controls.own_attention_questions()))
-    assert {v["verdict"] for v in controls.verdicts(table, own, CPU).values()} == {"not tested at this budget"}
-    assert controls.conclusion(own).count("0 of ") == 8 and controls.first_recipe().gain_db_ours.isna().all()
-    controls.figure_order(table)
-    controls.figure_gradients(pd.DataFrame(
-        {"update": [0], "rule": ["iso"], "angle_degrees": [0.9], "norm_ratio": [np.nan]}))

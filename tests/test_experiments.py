@@ -85,8 +85,7 @@ def test_rungs_rates_and_repetitions_differ_in_one_thing():
 
 
 def test_the_cpu_profiles_use_the_recipe_that_was_chosen():
-    chosen = recipe.table().query("chosen").iloc[0]
-    assert (chosen.rate, chosen.updates, chosen.batch) == (CPU.rate, CPU.updates, CPU.batch)
+    assert recipe.steps()[-1] == ((CPU.rate, CPU.updates, CPU.batch), 101, "uhdb")
     assert replace(CPU, name="cpu-long", summary=LONG.summary, updates=4 * CPU.updates) == LONG
 
 

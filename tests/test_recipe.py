@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from ikmlib.config import PROFILES
-from ikmlib.study import recipe, records
+from ikmlib.study import experiments, recipe, records
 
 A, B, C = ((rate, 4000, 4) for rate in recipe.RATES)
 
@@ -32,8 +32,8 @@ def finish(runs, *psnrs):
 
 
 def new(seen):
-    """What the search wants beyond what it wanted before."""
-    fresh = [run for run in recipe.wanted() if run not in seen]
+    """What the search wants trained beyond what it wanted before."""
+    fresh = [run for run in experiments.queue(PROFILES["recipe"]) if run not in seen]
     seen += fresh
     return fresh
 
@@ -41,7 +41,7 @@ def new(seen):
 def test_the_search_goes_rates_a_rate_that_rb_bears_shapes_second_seed(results):
     seen = []
     rates = new(seen)
-    assert len(rates) == 6 == len({run.id for run in rates}) and recipe.chosen() is None
+    assert len(rates) == 6 == len({run.id for run in rates})
     finish(rates, 30, 30, 30.2, 30.4, 30.4, 30.5)   # the highest rate wins
     check = new(seen)
     assert [(run.rate, run.arch.block) for run in check] == [(2e-3, "rb")] * 2
@@ -57,10 +57,7 @@ def test_the_search_goes_rates_a_rate_that_rb_bears_shapes_second_seed(results):
     finish(check, 30, 30)
     last = new(seen)
     assert [(run.updates, run.batch, run.seed) for run in last] == [(8000, 2, 101)] * 2
-    assert recipe.chosen() == (1e-3, 8000, 2)
-    table = recipe.table()
-    assert list(table.chosen) == [False] * 6 + [True, False, True] and table.psnr_mean.iloc[6] == pytest.approx(30.6)
-    assert list(table.diverged[3:5]) == ["ikm", "-"] and list(table.block[3:5]) == ["rb", "rb"]
+    assert recipe.steps()[-1] == ((1e-3, 8000, 2), 101, "uhdb")
 
 
 def test_no_test_image_is_seen():

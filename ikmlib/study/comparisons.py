@@ -6,6 +6,7 @@ Everywhere a plan is a frame of runs, see `records.factors`.
 """
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -96,6 +97,11 @@ def _of_paper(published: pd.Series | None, cell: tuple) -> float:
     return float("nan") if published is None else published.get(cell if len(cell) > 1 else cell[0], float("nan"))
 
 
+def rounding_cost(psnr: float) -> float:
+    """dB that an image of `psnr` dB loses by rounding both Y: two errors of variance 1/12 each add 1/6 to the MSE."""
+    return 10 * math.log10(1 + 10 ** (psnr / 10) / 255**2 / 6)
+
+
 # --- comparisons ----------------------------------------------------------------------------------------------------
 
 
@@ -132,7 +138,7 @@ def compare(plan: pd.DataFrame, questions: Mapping[str, Mapping], published: pd.
 
 def _difference(weights: Mapping[tuple, float], psnr: Mapping[tuple, pd.DataFrame], runs: Mapping[tuple, pd.Series],
                 published: pd.Series | None, deviation_of: Callable) -> Difference:
-    """One answer of `compare`. `psnr`: images x seeds of each cell with finished runs; `runs`: by seed, of each cell."""
+    """One answer of `compare`. `psnr`: images x seeds, of cells with finished runs; `runs`: by seed, of all cells."""
     theirs = sum(weight * _of_paper(published, cell) for cell, weight in weights.items())
     seeds = sorted(set.intersection(*(set(runs[cell].index) if cell in runs else set() for cell in weights)))
     needed = [run for cell in weights if cell in runs for run in runs[cell][seeds]]

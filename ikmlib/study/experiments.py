@@ -317,7 +317,7 @@ def queue(profile: Profile | None, only: Iterable[str] = ()) -> list[Run]:
     """Runs of the plan in its order, each once: stage by stage, seed by seed, line by line. `profile` None: of all
     stages A to E; `only`: see `_rows`."""
     if profile == PROFILES["recipe"]:
-        return recipe.wanted()
+        return [run for step in recipe.steps() for run in recipe.runs(*step) if not run.diverged]
     rows = _rows(profile, only)
     return list(dict.fromkeys(found(
         run for stage in dict.fromkeys(row.stage for row in rows)

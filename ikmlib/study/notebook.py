@@ -32,8 +32,8 @@ DETAILS = ("images_error_db", "images_freedom", "seeds_error_db", "seeds_freedom
 
 
 def style() -> None:
-    """One look for all figures, whatever the user's matplotlibrc says: colour-blind-safe palette, readable when a README
-    shows them 900 pixels wide."""
+    """One look for all figures, whatever the user's matplotlibrc says: a palette that is safe for colour-blind readers,
+    readable when a README shows them 900 pixels wide."""
     import matplotlib
     import seaborn
 
@@ -104,7 +104,7 @@ class Page:
         plan = experiments.planned(self.profile, part)
         if self.anew:
             experiments.train_missing(plan)
-        print(f"profile {self.profile.name}, {part}: {runs_in_words(plan.run)} finished")
+        print(f"profile {self.profile.name}, {part}: {runs_in_words(plan.run)}" + " finished" * (len(plan) > 0))
         return plan
 
     def measured(self, name: str, measure: Callable[[], pd.DataFrame]) -> pd.DataFrame:

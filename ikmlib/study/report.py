@@ -62,9 +62,11 @@ def _claims_section(table: pd.DataFrame, start: Path) -> list[str]:
 
 
 def _page_section(page: dict, folder: Path) -> list[str]:
-    """What a notebook wrote: verdicts, figures, tables, and its Markdown cells tagged `report`, a heading level lower."""
+    """What a notebook wrote: verdicts, figures, tables, and Markdown cells tagged `report`, a heading level lower."""
     cells = _cells(page["notebook"])
     title = "".join(cells[0]["source"]).splitlines()[0].lstrip("# ") if cells else page["notebook"]
+    executed = f"notebooks/{page['notebook']}.ipynb"
+    title = f"[{title}]({executed})" if (folder / executed).exists() else title
     parts = [f"## {title}", *(f"**{c['name']}: {c['verdict']}.** {c['because']}" for c in page["claims"])]
     if page["claims"] and all(claim["seeds"] == 0 for claim in page["claims"]):
         files = ", ".join(f"[{table['name']}.csv]({table['name']}.csv)" for table in page["tables"])

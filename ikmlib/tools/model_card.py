@@ -9,11 +9,12 @@ from pathlib import Path
 import pandas as pd
 
 from ikmlib import config, datasets
-from ikmlib.data import TEST_TWINS, to_rgb
+from ikmlib.data import TEST_TWINS, imresize
 from ikmlib.files import write_text
 from ikmlib.metrics import psnr_y
-from ikmlib.study import protocol, records, weights
+from ikmlib.study import records, weights
 from ikmlib.study.notebook import markdown_table
+from ikmlib.trainers import pairs
 
 SCHEDULES = {"halving": "halved after each third", "cosine": "with warm-up, then along half a cosine to 0"}
 WORST = 5   # images shown under "where it fails"
@@ -54,9 +55,8 @@ def gains(entry: dict) -> pd.DataFrame:
     images = records.test_images(config.get_profile(entry["profile"]), tuple(entry["spec"]["data"]))
     rows = []
     for name in sorted(set(scores["set"]) & set(images)):
-        for image, pixels in images[name].items():
-            sr, hr = protocol.bicubic(to_rgb(pixels), scale)
-            rows.append((name, image, psnr_y(sr, hr, shave=scale)))
+        for image, lr, hr in pairs(images[name], scale):
+            rows.append((name, image, psnr_y(imresize(lr, scale), hr, shave=scale)))
     both = scores.merge(pd.DataFrame(rows, columns=["set", "image", "psnr_y_bicubic"]))
     return both.assign(gain_db=both.psnr_y - both.psnr_y_bicubic).sort_values("gain_db", ignore_index=True)
 

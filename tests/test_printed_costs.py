@@ -1,0 +1,45 @@
+"""Costs that the paper prints: which of them the described networks have, and which rows mix two networks."""
+import pytest
+
+from ikmlib import peers
+from ikmlib.models import complexity
+from ikmlib.study import printed_costs
+from ikmlib.study.printed_costs import MIXED, own_costs, peer_costs, rounds_to
+
+
+@pytest.mark.parametrize(("ours", "printed", "equal"), [
+    (1390.915, "1390.9", True), (1390.915, "1391.0", False), (60.0, "60", True), (59.94, "60.0", False)])
+def test_a_number_equals_the_print_if_it_rounds_to_it(ours, printed, equal):
+    assert rounds_to(ours, printed) is equal
+
+
+def test_every_printed_cost_of_the_papers_networks_is_counted():
+    costs = own_costs().set_index(["table", "network", "quantity"])
+    assert len(costs) == 60 and (~costs.equal).sum() == 11
+    assert costs.ours["Table I", "U-HDN x2", "params_k"] == pytest.approx(1390.915)
+    assert costs.paper["Table II", "U-HDNL+IKM", "params_k"] == 10900 and costs.equal["Table II", "U-HDNL+IKM", "params_k"]
+    assert costs.equal["Table III", "RB: SA adds", "params_k"] and costs.ours["Table III", "DB: IKM adds", "flops_g"] == 0
+    assert set(costs[~costs.equal].index.get_level_values("table")) == {"Table III", "Table IV", "Table V"}
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Tables of a few rows, so that no large network is built."""
+    rows = [{"scale": "2", "method": "Bicubic", "params_k": "", "flops_g": ""},
+            {"scale": "2", "method": "SRCNN", "params_k": "8.0", "flops_g": "1.4"},
+            {"scale": "2", "method": "IDN", "params_k": "715.3", "flops_g": "31.0"},
+            {"scale": "4", "method": "MS3-Conv", "params_k": "1300.0", "flops_g": "21.6"}]
+    monkeypatch.setattr(printed_costs, "_printed", lambda number: rows)
+
+
+def test_the_other_methods_rows_say_which_count_fits_and_whether_they_mix_networks(small):
+    table = peer_costs(1).set_index("method")
+    assert list(table.index) == ["SRCNN", "IDN"] and (table.params_fit == "yes").all()
+    assert table.fits["SRCNN"] == "convolutions and with activations" and table.fits["IDN"] == "with activations"
+    assert "9-5-5" in table.mixed["SRCNN"]
+
+
+def test_rows_that_mix_networks_have_another_cost_as_published():
+    assert complexity(peers.build_peer("srcnn", 2), 2)[0] == 57_281 and "57.3 K" in MIXED["SRCNN"]
+    assert complexity(peers.build_peer("idn", 2), 2)[0] == 552_769 and "553 K" in MIXED["IDN"]
+    assert complexity(peers.build_peer("lapsrn", 4), 4)[0] == 870_112 and "870 K" in MIXED["LapSRN"]
