@@ -46,9 +46,8 @@ def pooled_mask(x: Tensor, kernel_size: int | tuple[int, ...], *, tau: float | s
     if isinstance(tau, str):
         _require("tau", tau, ("mean", "median"))
         tau = pool(x, 1) if tau == "mean" else x.flatten(2).median(-1).values.reshape(pool(x, 1).shape)
-    mask = x.clone()   # comparing in place gives 0 and 1 in x's type, which on a CPU is faster than converting booleans
-    mask = mask.gt_(tau) if strict else mask.ge_(tau)
-    return pool(mask, kernel_size)
+    # Comparing in place gives 0 and 1 in x's type, which on a CPU is faster than converting booleans
+    return pool(x.clone().gt_(tau) if strict else x.clone().ge_(tau), kernel_size)
 
 
 def proportion_transform(pooled: Tensor, transform: str = "sigmoid") -> Tensor:
@@ -61,9 +60,8 @@ def proportion_transform(pooled: Tensor, transform: str = "sigmoid") -> Tensor:
     Raises ValueError for another transform.
     """
     _require("transform", transform, TRANSFORMS)
-    cells = pooled.flatten(2).transpose(1, 2)   # (B, n, Ci): on a CPU, a softmax over a last axis of nine is slow
-    n = cells.shape[1]
-    share = torch.softmax(cells, dim=1)
+    share = torch.softmax(pooled.flatten(2).transpose(1, 2), 1)   # (B, n, Ci): over a last axis of nine it is slow
+    n = share.shape[1]
     if transform == "sigmoid":
         attention = 1 + torch.sigmoid(n * share - 1)
     elif transform == "softmax":
@@ -151,10 +149,9 @@ class IKMConv2d(nn.Conv2d):
     fast = True          # False: computed as written here
     after_relu = False   # True: every input comes from a ReLU, so that `fast` may know the attention
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int], *,
-                 stride: int | tuple[int, int] = 1, padding: int | tuple[int, int] = 0,
-                 dilation: int | tuple[int, int] = 1, bias: bool = True, gradient: str = "iso",
-                 tau: float | str = 0.0, strict: bool = False, transform: str = "sigmoid", context: str = "own"):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int], *, stride=1, padding=0,
+                 dilation=1, bias: bool = True, gradient: str = "iso", tau: float | str = 0.0, strict: bool = False,
+                 transform: str = "sigmoid", context: str = "own"):
         _require("gradient rule", gradient, GRADIENTS)
         _require("transform", transform, TRANSFORMS)
         _require("context", context, CONTEXTS)
@@ -164,8 +161,8 @@ class IKMConv2d(nn.Conv2d):
             _require("tau", tau, ("mean", "median"))
         super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=padding, dilation=dilation,
                          bias=bias)
-        self.gradient, self.tau, self.strict, self.transform = gradient, tau, strict, transform
-        self.context = context
+        self.gradient, self.context = gradient, context
+        self.tau, self.strict, self.transform = tau, strict, transform
         self.overrides = ()   # what `attending` puts in the place of this layer's attention
 
     def attention(self, x: Tensor) -> Tensor:
@@ -197,8 +194,7 @@ class IKMConv2d(nn.Conv2d):
 
 
 @contextmanager
-def attending(model: nn.Module, attend: Callable[[IKMConv2d, Callable[[], Tensor | float]], Tensor | float],
-              ) -> Iterator[None]:
+def attending(model: nn.Module, attend: Callable) -> Iterator[None]:
     """Watch attention, or replace it: within the block every IKM layer takes `attend(layer, own)` for its attention.
 
     `own()` is the attention that the layer would take otherwise, (B, C, k, k) or a number. As written, C is all Ci
@@ -228,8 +224,7 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, c, H, W) -> same shape."""
-        scale = self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(x, 1))))   # (B, c, 1, 1)
-        return x * torch.sigmoid(scale)
+        return x * torch.sigmoid(self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(x, 1)))))
 
 
 class SpatialAttention(nn.Module):
@@ -238,12 +233,11 @@ class SpatialAttention(nn.Module):
     Table III's "+SA" parameters are these; the 7x7 form of the paper's Eq. 6 (CBAM) does not give them.
     """
 
-    def __init__(self, channels: int, reduction: int = 4):
+    def __init__(self, channels: int):
         super().__init__()
-        self.squeeze = nn.Conv2d(channels, channels // reduction, 1)
-        self.excite = nn.Conv2d(channels // reduction, 1, 1)
+        self.squeeze = nn.Conv2d(channels, channels // 4, 1)
+        self.excite = nn.Conv2d(channels // 4, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, c, H, W) -> same shape."""
-        scale = self.excite(F.relu(self.squeeze(x)))   # (B, 1, H, W)
-        return x * torch.sigmoid(scale)
+        return x * torch.sigmoid(self.excite(F.relu(self.squeeze(x))))

@@ -1,7 +1,7 @@
 """The networks: residual, dense, residual dense, U-hourglass dense blocks in one backbone (Figs. 4 and 7, Eqs. 16-19).
 
 An `Architecture` says what is built, in the paper's symbols: N blocks of U dense units with depths d, C channels,
-growth g.
+growth g. Every block and every unit takes x (B, C, H, W) and returns the same shape.
 """
 from __future__ import annotations
 
@@ -46,8 +46,7 @@ class Architecture:
         _require("block", self.block, BLOCKS)
         _require("attention", self.attention, ATTENTIONS)
         if self.kernel % 2 == 0:
-            raise ValueError(
-                f"kernel size {self.kernel} is even: the blocks keep the image size, which needs an odd one")
+            raise ValueError(f"kernel size {self.kernel} is even; the blocks keep the image size, and need an odd one")
 
 
 ARCHITECTURES = {
@@ -92,7 +91,6 @@ class DenseUnit(nn.Module):
         self.transition = nn.Conv2d(c + depth * g, c, 1, bias=False)   # never modulated
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W) -> same shape."""
         if self.fast and fast.alike(self.convs):
             return fast.dense_unit(self, x)
         features = x
@@ -115,7 +113,6 @@ class ResidualBlocks(nn.Module):
             conv.after_relu = True
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W) -> same shape."""
         for convs, attentions in zip(self.convs, self.attentions, strict=True):
             y = x
             for i, (conv, attention) in enumerate(zip(convs, attentions, strict=True)):
@@ -132,7 +129,6 @@ class DenseBlock(nn.Module):
         self.units = nn.ModuleList(DenseUnit(arch, depth) for depth in arch.depths)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W) -> same shape."""
         for unit in self.units:
             x = unit(x)
         return x
@@ -146,7 +142,6 @@ class ResidualDenseBlock(DenseBlock):
         self.fusion = nn.Conv2d((len(arch.depths) + 1) * arch.channels, arch.channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W) -> same shape."""
         features = [x]
         for unit in self.units:
             x = unit(x) + x
@@ -162,32 +157,23 @@ class UHourglassDenseBlock(DenseBlock):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W) -> same shape."""
-        units, half = list(self.units), len(self.units) // 2
-        skips = []   # x, x1, x2: the first in is the last out
-        for unit in units[:half]:
-            skips.append(x)
-            x = unit(x)
-        if len(units) % 2:
-            skips.append(x)
-        for unit in units[half:]:
-            x = unit(x) + skips.pop()
+        half, skips = len(self.units) // 2, []   # skips: x, x1, x2, of which the last in is the first out
+        for i, unit in enumerate(self.units):
+            if i < len(self.units) - half:
+                skips.append(x)
+            x = unit(x) if i < half else unit(x) + skips.pop()
         return x
 
 
 _BLOCKS = {"rb": ResidualBlocks, "db": DenseBlock, "rdb": ResidualDenseBlock, "uhdb": UHourglassDenseBlock}
 
 
-class Upscaler(nn.Sequential):
+def _upscaler(c: int, scale: int) -> nn.Sequential:
     """Sub-pixel upscaling: one stage for x2 and x3, two x2 stages for x4; 3x3 convolutions in C/4 groups, no bias."""
-
-    def __init__(self, channels: int, scale: int):
-        factors = (2, 2) if scale == 4 else (scale,)
-        stages = []
-        for r in factors:
-            stages += [nn.Conv2d(channels, channels * r * r, 3, padding=1, groups=channels // 4, bias=False),
-                       nn.PixelShuffle(r)]
-        super().__init__(*stages)
+    stages = []
+    for r in (2, 2) if scale == 4 else (scale,):
+        stages += [nn.Conv2d(c, c * r * r, 3, padding=1, groups=c // 4, bias=False), nn.PixelShuffle(r)]
+    return nn.Sequential(*stages)
 
 
 class SRNetwork(nn.Module):
@@ -207,7 +193,7 @@ class SRNetwork(nn.Module):
         self.head = nn.Conv2d(3, c, 3, padding=1)
         self.blocks = nn.Sequential(*(_BLOCKS[arch.block](arch) for _ in range(arch.blocks)))
         self.fuse = nn.Conv2d(c, c, 3, padding=1, bias=False)
-        self.upscale = Upscaler(c, scale)
+        self.upscale = _upscaler(c, scale)
         self.tail = nn.Conv2d(c, 3, 3, padding=1)
         self.register_buffer("mean", torch.tensor(RGB_MEAN).reshape(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(RGB_STD).reshape(3, 1, 1), persistent=False)
@@ -241,15 +227,14 @@ def complexity(model: nn.Module, scale: int, *, activations: bool = False) -> tu
     device.
     """
     shadow = copy.deepcopy(model).to("meta").eval()
-    total = 0
+    counts = []
 
     def count(layer, inputs, output):
-        nonlocal total
         if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
             positions = (inputs[0] if layer.transposed else output).shape[-2:].numel()
-            total += layer.weight.numel() * positions + (0 if layer.bias is None else output.numel())
+            counts.append(layer.weight.numel() * positions + (0 if layer.bias is None else output.numel()))
         else:
-            total += (inputs[0] if isinstance(layer, nn.AdaptiveAvgPool2d) else output).numel()
+            counts.append((inputs[0] if isinstance(layer, nn.AdaptiveAvgPool2d) else output).numel())
 
     counted = (nn.Conv2d, nn.ConvTranspose2d)
     if activations:
@@ -260,7 +245,7 @@ def complexity(model: nn.Module, scale: int, *, activations: bool = False) -> tu
             module.register_forward_hook(count)
     with torch.no_grad():
         shadow(torch.empty(1, 3, 360 // scale, 480 // scale, device="meta"))
-    return sum(p.numel() for p in model.parameters()), total
+    return sum(p.numel() for p in model.parameters()), sum(counts)
 
 
 @cache

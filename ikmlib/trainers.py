@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -120,7 +120,7 @@ class Progress:
     """What a run has done so far. `curve` rows: update, loss (mean since last row), psnr_y (validation), seconds."""
 
     update: int = 0
-    curve: list[dict] | None = None
+    curve: list[dict] = field(default_factory=list)
     seconds: float = 0.0
     smoothed: float | None = None    # exponential mean of the loss
     lowest: float = float("inf")     # of `smoothed`
@@ -188,14 +188,12 @@ def _stop_requests() -> Iterator[list]:
     if threading.current_thread() is not threading.main_thread():
         yield requests
         return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def ask(number, frame):
         requests.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    for number in previous:
-        signal.signal(number, ask)
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield requests
     finally:
@@ -257,36 +255,32 @@ class Trainer:
         self.checkpoint, self.validate = checkpoint, validate
         self.rate, self.schedule, self.reverse = rate, schedule, reverse
         self.validation_updates = {round(updates * (i + 1) / validations) for i in range(validations)}
-        if sampler.device.type == "cuda":   # the rate is read on the device, where a captured update can see it change
-            self.optimizer = torch.optim.Adam(model.parameters(), lr=torch.tensor(rate, device=sampler.device),
-                                              capturable=True, fused=True)
-        else:
-            self.optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+        gpu = sampler.device.type == "cuda"   # there the rate is on the device, where a captured update sees it change
+        self.optimizer = torch.optim.Adam(model.parameters(), capturable=gpu, fused=gpu or None,
+                                          lr=torch.tensor(rate, device=sampler.device) if gpu else rate)
         learn = partial(_learn, self.model, sampler, self.optimizer)
-        self._update = Captured(learn) if sampler.device.type == "cuda" else learn
-        self.progress = Progress(curve=[])
+        self._update = Captured(learn) if gpu else learn
+        self.check_every = CHECK_EVERY if gpu else 1
+        self.progress = Progress()
         self._unchecked: list[Tensor] = []   # losses still on the device
         if checkpoint.exists():
-            self._restore(load_checkpoint(checkpoint, key, sampler.device))
-
-    def _restore(self, state: dict) -> None:
-        self.model.load_state_dict(state["model"])
-        options = self.optimizer.state_dict()["param_groups"]   # this device's, not those of where it was saved
-        self.optimizer.load_state_dict({**state["optimizer"], "param_groups": options})
-        self.progress = Progress(**state["progress"])
+            state = load_checkpoint(checkpoint, key, sampler.device)
+            self.model.load_state_dict(state["model"])
+            options = self.optimizer.state_dict()["param_groups"]   # this device's, not those of where it was saved
+            self.optimizer.load_state_dict({**state["optimizer"], "param_groups": options})
+            self.progress = Progress(**state["progress"])
 
     def save(self) -> None:
         """Write the checkpoint, unless a parameter is not finite: the file always holds a good state."""
         if all(torch.isfinite(p).all() for p in self.model.parameters()):
-            save_torch({"key": self.key, "model": self.model.state_dict(),
-                             "optimizer": self.optimizer.state_dict(), "progress": vars(self.progress)},
-                            self.checkpoint)
+            save_torch({"key": self.key, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+                        "progress": vars(self.progress)}, self.checkpoint)
 
     def step(self) -> Tensor:
         """One update; returns the loss (on the device)."""
         rate = learning_rate(self.rate, self.progress.update, self.updates, self.schedule)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else rate
+        group, = self.optimizer.param_groups
+        group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else rate
         drawn = self.sampler.draw(self.seed, self.progress.update, self.batch)
         return self._update(drawn.flip(1) if self.reverse else drawn)
 
@@ -298,16 +292,8 @@ class Trainer:
             p.smoothed = loss if p.smoothed is None else 0.95 * p.smoothed + 0.05 * loss
             p.lowest = min(p.lowest, p.smoothed)
             if not p.smoothed < DIVERGED * p.lowest:   # also true for NaN
-                raise TrainingDiverged(
-                    f"run {self.key}: loss {loss:.4g} near update {p.update} (smoothed {p.smoothed:.4g}, lowest "
-                    f"{p.lowest:.4g}); stopped")
-
-    def _validation_point(self) -> None:
-        p = self.progress
-        since = p.update - (p.curve[-1]["update"] if p.curve else 0)
-        p.curve.append({"update": p.update, "loss": p.total / since, "psnr_y": self.validate(self.model),
-                        "seconds": p.seconds})
-        p.total = 0.0
+                raise TrainingDiverged(f"run {self.key}: loss {loss:.4g} near update {p.update} (smoothed "
+                                       f"{p.smoothed:.4g}, lowest {p.lowest:.4g}); stopped")
 
     def fit(self, *, deadline: float | None = None, label: str = "", show: bool = True) -> bool:
         """Train to the end, or until `deadline` (time.monotonic()); True if the run is complete.
@@ -340,8 +326,11 @@ class Trainer:
         self._unchecked.append(self.step())
         p.update += 1
         due = p.update in self.validation_updates
-        if due or len(self._unchecked) >= (CHECK_EVERY if self.sampler.device.type == "cuda" else 1):
+        if due or len(self._unchecked) >= self.check_every:
             self._check()
         p.seconds += time.monotonic() - start
         if due:
-            self._validation_point()
+            since = p.update - (p.curve[-1]["update"] if p.curve else 0)
+            p.curve.append({"update": p.update, "loss": p.total / since, "psnr_y": self.validate(self.model),
+                            "seconds": p.seconds})
+            p.total = 0.0
