@@ -159,7 +159,7 @@ def _installed(name: str) -> Status:
 def _advice(spec: ImageSet) -> str:
     if not spec.folders:
         return "Reinstall scikit-image, which brings these photographs."
-    first = (f"Run `python -m ikmlib data fetch {spec.name}`, or" if spec.files else
+    first = (f"Run `python -m ikmlib data fetch {spec.name}`, which writes to IKM_CACHE, or" if spec.files else
              f"{spec.name} may not be redistributed: ask its authors (http://www.manga109.org), then")
     return f"{first} set IKM_DATA to a folder that holds {spec.folders[0]}/ with its {spec.count} images."
 
@@ -256,5 +256,5 @@ def fetch(name: str) -> Path:
             files.unpack(packed, folder, {f.path for f in spec.files})
             packed.unlink()
     except (OSError, RuntimeError) as error:
-        raise FetchError(f"{name} could not be fetched into {folder}: {error}. {_advice(spec)}") from error
+        raise FetchError(f"{name} could not be fetched into {folder} ({error}). {_advice(spec)}") from error
     return folder
