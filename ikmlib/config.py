@@ -13,14 +13,23 @@ ROOT = Path(__file__).resolve().parents[1]
 PAPER = Path(__file__).resolve().parent / "paper"
 
 
+def folder_from(variable: str) -> Path | None:
+    """The folder that an environment variable names, `~` expanded; None if the variable is unset or empty."""
+    value = os.environ.get(variable)
+    return Path(os.path.expanduser(value)) if value else None
+
+
 def results_root() -> Path:
     """Folder of all records: `IKM_RESULTS`, else `results/` of the project."""
-    return Path(os.environ.get("IKM_RESULTS") or ROOT / "results")
+    return folder_from("IKM_RESULTS") or ROOT / "results"
 
 
 def cache_root() -> Path:
-    """Folder of downloaded image sets: `IKM_CACHE`, else `~/.cache/ikm`."""
-    return Path(os.environ.get("IKM_CACHE") or Path.home() / ".cache" / "ikm")
+    """Folder of downloaded image sets: `IKM_CACHE`, else `~/.cache/ikm`.
+
+    Where the system knows no home folder the path keeps its `~`: nothing is found there, and `datasets.fetch` refuses.
+    """
+    return folder_from("IKM_CACHE") or Path(os.path.expanduser("~/.cache/ikm"))
 
 
 @dataclass(frozen=True)

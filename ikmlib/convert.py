@@ -1,26 +1,20 @@
 """The method in any network: `convert` turns plain convolutions into IKM convolutions, `revert` turns them back.
 
-    from ikmlib.convert import convert, revert
-    convert(net, strict=True)                 # every convolution that can be, with the threshold x > 0
-    convert(net, "layer1.*", strict=True)     # those of one stage
+    convert(net, "layer1.*", strict=True)   # one stage, with the threshold x > 0; without a name: the whole network
     revert(net)
 
 Behind a ReLU, and on an input in 0..1, the paper's threshold x >= 0 takes every pixel: the attention is then the
 constant 1.5, whatever the image. There `strict=True` is what makes it look at the image.
 
 A layer changes its class and nothing else, as under `torch.nn.utils.parametrize`: it stays the same object with the
-same parameters. So weights, `state_dict` keys, hooks, sharing, optimisers that hold the parameters, training mode,
-requires_grad, device, dtype and memory format are what they were.
+same parameters, `state_dict` keys, hooks, device and dtype. `torch.compile` (convert first), `torch.export`, autocast
+and channels_last work as for a plain network.
 
-- `torch.compile`, `torch.export`, autocast and channels_last work as for a plain network. Convert first, then compile.
-- ONNX: export with fixed batch, height and width. PyTorch's exporter freezes the cells of adaptive pooling, so a model
-  exported with free height or width gives wrong values at other sizes (PyTorch 2.13). Where features are a multiple of
-  the kernel size high and wide, the graph is ten times smaller.
-- `DistributedDataParallel`, R processes of b images, loss averaged over images, no batch normalisation: gradients
-  are those of one process with all R b images, except that IsO's (`gradient="iso"`) of a modulated kernel is R times as
-  large, because IsO divides by the b images that a process sees. Accumulating gradients over R mini-batches does the
-  same. Adam ignores the factor (but for epsilon); with SGD or gradient clipping divide these gradients by R, or take
-  "autograd", which has no such factor. "go" averages the attention over a process's images: its outputs depend on R.
+- ONNX: export with fixed batch, height and width: PyTorch's exporter (2.13) freezes the cells of adaptive pooling.
+- `DistributedDataParallel` or accumulation over R mini-batches, loss averaged over images, no batch normalisation:
+  gradients are those of one process with all images, but IsO's (`gradient="iso"`) of a modulated kernel is R times as
+  large, because IsO divides by the images that a process sees. Adam ignores the factor (but for epsilon); with SGD or
+  gradient clipping divide by R, or take "autograd". "go" averages over a process's images: its outputs depend on R.
 """
 from __future__ import annotations
 
@@ -31,8 +25,6 @@ import torch
 from torch import nn
 
 from ikmlib.layers import IKMConv2d
-
-Where = str | Sequence[str] | Callable[[str, nn.Conv2d], bool] | None
 
 
 def obstacle(module: nn.Module) -> str | None:
@@ -62,41 +54,32 @@ def _settings(**options) -> dict:
     return {name: value for name, value in vars(modulated).items() if name not in vars(plain)}
 
 
-def _named(module: nn.Module) -> dict[nn.Module, list[str]]:
-    """Every submodule, and all names it has: a shared one has several."""
-    names: dict[nn.Module, list[str]] = {}
-    for name, child in module.named_modules(remove_duplicate=False):
-        names.setdefault(child, []).append(name)
-    return names
-
-
-def _chosen(module: nn.Module, where: Where) -> dict[str, nn.Conv2d]:
-    """First name -> layer of what is to be converted. Raises ValueError as `convert` does."""
-    names = _named(module)
-    able = {child: all_names for child, all_names in names.items() if obstacle(child) is None}
+def _chosen(module: nn.Module, where) -> dict[str, nn.Conv2d]:
+    """First name -> layer of what is to be converted. `where` and ValueError are those of `convert`."""
+    every = dict(module.named_modules(remove_duplicate=False))   # a layer that is shared has several names
+    able = {name: child for name, child in every.items() if obstacle(child) is None}
     if where is None or callable(where):
-        return {n[0]: child for child, n in able.items() if where is None or where(n[0], child)}
-    chosen = set()
-    for pattern in [where] if isinstance(where, str) else where:
-        for child in (child for child, n in names.items() if pattern in n and obstacle(child)):
-            raise ValueError(f"layer {pattern!r} cannot be converted: {obstacle(child)}")
-        matching = {child for child, n in able.items() if any(fnmatchcase(name, pattern) for name in n)}
-        if not matching:
-            raise ValueError(f"no layer that can be converted is called {pattern!r}; these can be: "
-                             + (", ".join(n[0] for n in able.values()) or "none"))
-        chosen |= matching
-    return {n[0]: child for child, n in able.items() if child in chosen}
+        chosen = {child for name, child in able.items() if where is None or where(name, child)}
+    else:
+        chosen = set()
+        for pattern in [where] if isinstance(where, str) else where:
+            matching = {child for name, child in able.items() if fnmatchcase(name, pattern)}
+            if not matching:
+                why = obstacle(every[pattern]) if pattern in every else f"it is none of {', '.join(able)}"
+                raise ValueError(f"layer {pattern!r} cannot be converted: {why}")
+            chosen |= matching
+    return {name: child for name, child in module.named_modules() if child in chosen}
 
 
-def convert(module: nn.Module, where: Where = None, *, gradient: str = "iso", tau: float | str = 0.0,
-            strict: bool = False, transform: str = "sigmoid", context: str = "own") -> tuple[str, ...]:
+def convert(module: nn.Module, where: str | Sequence[str] | Callable[[str, nn.Conv2d], bool] | None = None, *,
+            gradient: str = "iso", tau: float | str = 0.0, strict: bool = False, transform: str = "sigmoid",
+            context: str = "own") -> tuple[str, ...]:
     """Modulate convolutions of `module` by each image's own context (`IKMConv2d`), in place; the names of the layers.
 
     `where`: which; default: all that can be: `nn.Conv2d` itself (no subclass), one group, kernel larger than 1 x 1,
     padded with zeros. Or a name, a pattern such as "layer1.*", several of them, or a function (name, layer) -> bool of
     those that can be. The other options are `IKMConv2d`'s. "sigmoid" scales all kernels by about 1.5: train afterwards,
     and compare with `context="constant"`, the same scale without the image.
-
     Raises ValueError for a named layer that cannot be converted, a pattern that fits none that can, an unknown option.
     """
     settings = _settings(gradient=gradient, tau=tau, strict=strict, transform=transform, context=context)
@@ -114,7 +97,7 @@ def revert(module: nn.Module) -> tuple[str, ...]:
 
     String padding, which `convert` turns into numbers, stays numbers: "same" of a 3 x 3 kernel is 1.
     """
-    layers = {names[0]: child for child, names in _named(module).items() if type(child) is IKMConv2d}
+    layers = {name: child for name, child in module.named_modules() if type(child) is IKMConv2d}
     for conv in layers.values():
         for name in _settings():
             del vars(conv)[name]

@@ -48,11 +48,15 @@ def _resize_rows(image: np.ndarray, scale: float) -> np.ndarray:
 
 
 def imresize(image_uint8_hwc: np.ndarray, scale: float) -> np.ndarray:
-    """MATLAB's `imresize(image, scale)` for uint8, bit for bit: bicubic, anti-aliased when shrinking.
+    """Resize as MATLAB's `imresize(image, scale)` does: bicubic, with anti-aliasing when it shrinks.
 
     (H, W, C) uint8, any C, -> (ceil(H scale), ceil(W scale), C) uint8. `scale` is MATLAB's factor: 1/2 halves, 2
     doubles. The height pass is rounded to uint8 before the width pass. Raises ValueError for another type or a
     scale <= 0.
+
+    Checked: at 1/2, 1/3 and 1/4 every value equals the files that MATLAB made of Set5 (Set5_LR), and enlarging those
+    by 2 and 4 gives the bicubic PSNR and SSIM of the paper's Table I to the last digit. Other factors follow the same
+    formulas, but were not compared with MATLAB.
     """
     image = np.asarray(image_uint8_hwc)
     if image.dtype != np.uint8 or image.ndim != 3:

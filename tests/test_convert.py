@@ -96,8 +96,8 @@ def test_what_cannot_be_converted_is_left_alone_or_an_error_when_named(layer, re
 
 
 @pytest.mark.parametrize(("where", "options", "message"), [
-    ("head", {}, "called 'head'; these can be: 0, 3.0, 5"), (["3.*", "4*"], {}, "4*"), (None, {"tau": "mode"}, "mode"),
-    (None, {"transform": "tanh"}, "tanh")])
+    ("head", {}, "'head' cannot be converted: it is none of 0, 3.0, 5"), (["3.*", "4*"], {}, "4*"),
+    (None, {"tau": "mode"}, "mode"), (None, {"transform": "tanh"}, "tanh")])
 def test_mistakes_change_nothing(where, options, message):
     net = network()
     with pytest.raises(ValueError, match=message.replace("*", r"\*")):

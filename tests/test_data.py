@@ -162,7 +162,7 @@ def test_image_smaller_than_a_patch():
 
 def test_training_data_leaves_small_images_out_and_says_so(monkeypatch):
     images = {"large": numbered(64, 64, 0), "small": numbered(20, 64, 0)}
-    monkeypatch.setattr(datasets, "load", lambda name, limit=None: images)
+    monkeypatch.setattr(datasets, "load", lambda name: images)
     training_data.cache_clear()
     _, validation, left_out = training_data(("embedded-train",), 2, 16, "cpu")
     training_data.cache_clear()

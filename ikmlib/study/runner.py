@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ikmlib.config import ROOT, get_profile, results_root
+from ikmlib.config import ROOT, folder_from, get_profile, results_root
 
 NOTEBOOKS = ROOT / "notebooks"
 PLACES = ("IKM_RESULTS", "IKM_DATA", "IKM_CACHE")   # environment variables that hold folders
@@ -102,7 +102,7 @@ def _kernel_environment() -> Iterator[None]:
     """Kernels start in notebooks/: let them import this very ikmlib and find the caller's folders from there."""
     from unittest.mock import patch
 
-    places = {name: os.path.abspath(os.environ[name]) for name in PLACES if os.environ.get(name)}
+    places = {name: os.path.abspath(folder) for name in PLACES if (folder := folder_from(name))}
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     with patch.dict(os.environ, places, PYTHONPATH=path):
         yield
@@ -116,7 +116,7 @@ def _portable(node: object) -> object:
         return [_portable(item) for item in node]
     if not isinstance(node, str):
         return node
-    places = [(os.path.abspath(os.environ[name]), f"${name}") for name in PLACES if os.environ.get(name)]
+    places = [(os.path.abspath(folder), f"${name}") for name in PLACES if (folder := folder_from(name))]
     places += [(str(ROOT), "."), (sys.prefix, "$PYTHON"), (os.path.expanduser("~"), "~")]
     for folder, name in places:
         if folder != os.sep:
