@@ -6,6 +6,7 @@ cells are trained. Parts share runs: U-HDB with IKM at x2 is trained once and se
 """
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -13,11 +14,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
-import torch
 
 from ikmlib import config
 from ikmlib.config import PROFILES, Profile
-from ikmlib.models import ARCHITECTURES, Architecture, SRNetwork, cost
+from ikmlib.models import ARCHITECTURES, Architecture, cost
 from ikmlib.study import recipe, records, weights
 from ikmlib.study.records import Run, factors, found
 from ikmlib.study.test_time import test_time_scores
@@ -376,57 +376,38 @@ def work(profile: Profile | None, *, only: Iterable[str] = (), time_limit: float
 # --- status ---------------------------------------------------------------------------------------------------------
 
 
-def _work_of(run: Run) -> float:
+def _work(run: Run) -> float:
     """What a run costs, in units that only compare runs: multiply-adds an LR pixel, times pixels seen."""
     return cost(run.arch, run.scale)[1] * run.scale ** 2 * run.updates * run.batch * run.patch ** 2
 
 
-def _measured_pace() -> float:
-    """Seconds for a unit of work on this device, from a few updates' worth of passes of U-HDB on random pixels."""
-    device, batch, patch = records.default_device(), 8, 24
-    model, x = SRNetwork(UHDB, 2).to(device), torch.rand(batch, 3, patch, patch, device=device)
-    model(x).mean().backward()   # not timed: the first pass sets things up
-    start = time.monotonic()
-    for _ in range(3):
-        model(x).mean().backward()
-    model(x).sum().item()   # waits for the device
-    return (time.monotonic() - start) / 3 / (cost(UHDB, 2)[1] * 4 * batch * patch ** 2)
-
-
-def _pace(names: Iterable[str]) -> float:
+def _pace(profiles: Iterable[str]) -> float:
     """Seconds for a unit of work: the median of the profiles' runs that were finished on this kind of device, whatever
-    else it did meanwhile; where there are none, measured now."""
-    device, paces = records.device_name(records.default_device()).split(",")[0], []
-    for name in names:
-        for row in records.all_records(PROFILES[name]).itertuples():
-            if row.device.startswith(device):
-                run = Run.from_record(records.read_record(config.results_root() / name / "runs" / row.id))
-                paces.append(row.train_seconds / _work_of(run))
-    return float(np.median(paces)) if paces else _measured_pace()
+    else it did meanwhile. NaN where there are none."""
+    device = records.device_name(records.default_device()).split(",")[0]
+    folders = (path.parent for name in profiles for path in (config.results_root() / name / "runs").glob("*/run.json"))
+    finished = [record for record in map(records.read_record, folders) if record["device"].startswith(device)]
+    paces = [record["train_seconds"] / _work(Run.from_record(record)) for record in finished]
+    return float(np.median(paces)) if paces else math.nan
 
 
 def status(profile: Profile | None = None) -> pd.DataFrame:
     """The plan, a row a line: stage, profile, notebook, part, N (blocks), seeds, runs, finished, hours_left.
 
-    A run that several lines share counts in the first of them. Hours left are an estimate for one run at a time: a run
-    in progress keeps its pace, a missing one takes as long for its multiply-adds as finished ones did (`_pace`).
-    `profile` None: the stages A to E.
+    A run that several lines share counts in the first of them. Hours left are an estimate for one run at a time: what
+    is missing takes as long for its multiply-adds as finished runs did. `profile` None: the stages A to E.
     """
     rows, seen, lines = [], set(), _rows(profile, ())
     pace = _pace(dict.fromkeys(row.profile for row in lines))
     for row in lines:
         runs = [run for run in found(run for seed in row.seeds for run in row.runs(seed)) if run not in seen]
         seen.update(runs)
+        states = [records.state(run) for run in runs]
+        left = sum(_work(run) * (1 - updates / run.updates) for run, (state, updates) in zip(runs, states, strict=True)
+                   if state != "diverged")
         rows.append((row.stage, row.profile, row.notebook, row.part,
                      "-".join(map(str, sorted({run.arch.blocks for run in row.cells().values()}))),
                      " ".join(map(str, row.seeds)), len(runs), sum(run.finished for run in runs),
-                     sum(_seconds_left(run, pace) for run in runs) / 3600))
+                     left * pace / 3600 if left else 0.0))
     return pd.DataFrame(rows, columns=["stage", "profile", "notebook", "part", "N", "seeds", "runs", "finished",
                                        "hours_left"])
-
-
-def _seconds_left(run: Run, pace: float) -> float:
-    state, updates, seconds = records.state(run)
-    if state == "in progress" and updates:
-        return seconds * (run.updates - updates) / updates
-    return 0.0 if state in ("finished", "diverged") else _work_of(run) * pace

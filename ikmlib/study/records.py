@@ -262,18 +262,14 @@ def train(run: Run, *, deadline: float | None = None, show: bool = True, device:
 # --- reading records ------------------------------------------------------------------------------------------------
 
 
-def state(run: Run) -> tuple[str, int, float]:
-    """(finished | diverged | in progress | missing, updates done, seconds trained). Raises UnreadableCheckpoint."""
+def state(run: Run) -> tuple[str, int]:
+    """(finished | diverged | in progress | missing, updates done). Raises UnreadableCheckpoint."""
     if run.finished:
-        return "finished", run.updates, record(run)["train_seconds"]
+        return "finished", run.updates
     if run.diverged:
-        entry = json.loads((run.folder / "diverged.json").read_text())
-        return "diverged", entry["update"], entry["train_seconds"]
+        return "diverged", json.loads((run.folder / "diverged.json").read_text())["update"]
     path = run.folder / "checkpoint.pt"
-    if not path.exists():
-        return "missing", 0, 0.0
-    progress = load_checkpoint(path, run.id)["progress"]
-    return "in progress", progress["update"], progress["seconds"]
+    return ("in progress", load_checkpoint(path, run.id)["progress"]["update"]) if path.exists() else ("missing", 0)
 
 
 def record(run: Run) -> dict:
