@@ -35,8 +35,7 @@ def execute(book, words, **changes):
 
 
 def test_attention_of_a_half_bright_image_and_of_a_moved_one(book, capsys):
-    bright = -torch.ones(1, 9, 12)
-    bright[:, :3] = 0   # the upper three cells are principal: shares e / (3e + 6), and 1 / (3e + 6)
+    bright = torch.tensor([0.0] * 3 + [-1] * 6)[None, :, None].repeat(1, 1, 12)   # shares e / (3e + 6), 1 / (3e + 6)
     np.testing.assert_allclose(book.attention(bright)[0], [[1.67445] * 3, [1.40995] * 3, [1.40995] * 3], atol=1e-5)
     np.testing.assert_allclose(book.attention(bright.roll(3, 1)), book.attention(bright).roll(1, 1))
     execute(book, "assert_allclose")   # it is what the layers take
@@ -83,6 +82,7 @@ def test_tables_serve_again_unless_they_are_of_other_runs(book, results, monkeyp
 
 
 def test_own_pictures_are_shown_and_a_bad_one_is_refused_by_name(book, results, tmp_path):
+    assert execute(book, "open_page", pictures=["mine.png"], profile="smoke").page.recorded   # nothing is written
     Image.new("L", (60, 1100)).save(tmp_path / "mine.png")
     shown = execute(book, "def figure_pictures", pictures=[tmp_path / "mine.png"])
     assert shown.photographs[str(tmp_path / "mine.png")].shape == (550, 30, 3) and not list(results.iterdir())
