@@ -1,9 +1,11 @@
 """What several tests share."""
 from __future__ import annotations
 
+import ast
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import pytest
@@ -35,6 +37,17 @@ def code(notebook: Path) -> list[str]:
     """The code cells of a notebook."""
     cells = json.loads(notebook.read_text())["cells"]
     return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+def definitions(number: str) -> SimpleNamespace:
+    """What a notebook defines: its imports, functions, classes and CONSTANTS; nothing else of its code is run."""
+    path, = (config.ROOT / "notebooks").glob(f"{number}_*.ipynb")
+    kept = [node for node in ast.parse("\n".join(code(path))).body
+            if isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef))
+            or isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "").isupper()]
+    space = {"__name__": "__main__"}
+    exec(compile(ast.Module(kept, []), path.name, "exec", dont_inherit=True), space)
+    return SimpleNamespace(**space)
 
 
 class Kept(notebook.Page):
