@@ -1,14 +1,12 @@
 """Training that can stop at any instant and continue to the identical result, and evaluation."""
 from __future__ import annotations
 
-import ctypes
 import math
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ikmlib.data import PatchSampler, crop_to_multiple, imresize, to_rgb
+from ikmlib.fast import Captured
 from ikmlib.files import save_torch
 from ikmlib.metrics import psnr_y, ssim_y
 
@@ -87,18 +86,6 @@ def mean_psnr(model: nn.Module, images: Iterable[Pair], scale: int) -> float:
     return float(np.mean([psnr_y(sr, hr, shave=scale) for _, sr, hr in restored(model, images)]))
 
 
-def keep_memory() -> None:
-    """Tell glibc to keep what is freed, as caching allocators do, for the rest of this process.
-
-    Otherwise it gives memory back and takes it again, thousands of page faults a call: a third of the time of scoring a
-    photograph on one core. Elsewhere than with glibc, nothing is done.
-    """
-    with suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        for option in (-1, -3):   # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-            libc.mallopt(option, 2**31 - 1)
-
-
 # --- checkpoints ----------------------------------------------------------------------------------------------------
 
 
@@ -125,54 +112,6 @@ class Progress:
     smoothed: float | None = None    # exponential mean of the loss
     lowest: float = float("inf")     # of `smoothed`
     total: float = 0.0               # loss summed since the last row of the curve
-
-
-# --- one launch an update -------------------------------------------------------------------------------------------
-
-
-class Captured:
-    """A function of one GPU tensor of fixed shape, replayed as a CUDA graph from its fourth call on.
-
-    A small network's update is a thousand kernels of a few microseconds, and a CPU cannot launch them as fast as a
-    GPU runs them; a graph is one launch. `function` must do all its work on the device, and what it changes (weights,
-    optimizer) it must change in place. Where capture fails, a warning says so and calls stay plain.
-    """
-
-    def __init__(self, function: Callable[[Tensor], Tensor]):
-        self.function, self.calls, self.side = function, 0, torch.cuda.Stream()
-        self.graph = self.input = self.output = None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        if self.calls <= 3:   # libraries choose their kernels and allocate
-            return self._on_side_stream(x)
-        if self.calls == 4:
-            self._capture(x)
-        if self.graph is None:
-            return self.function(x)
-        self.input.copy_(x)
-        self.graph.replay()
-        return self.output.clone()
-
-    def _on_side_stream(self, x: Tensor) -> Tensor:
-        """A plain call, not on the main stream, as the calls before a capture must be."""
-        main = torch.cuda.current_stream()
-        self.side.wait_stream(main)
-        with torch.cuda.stream(self.side):
-            y = self.function(x)
-        main.wait_stream(self.side)
-        return y
-
-    def _capture(self, x: Tensor) -> None:
-        graph, main, self.input = torch.cuda.CUDAGraph(), torch.cuda.current_stream(), x.clone()
-        try:
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self.output = self.function(self.input)
-            self.graph = graph
-        except RuntimeError as error:
-            torch.cuda.set_stream(main)   # a capture that fails at its end leaves its own stream current
-            warnings.warn(f"an update cannot be captured as a CUDA graph, training will be slower: {error}",
-                          stacklevel=2)
 
 
 # --- training -------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The bench and notebook 13: schemes are what they say, the table has its shape. Times are never tested."""
+"""The bench of notebook 13: schemes are what they say, the table has its shape. Times are never tested."""
 from dataclasses import replace
 
 import pandas as pd
@@ -8,12 +8,10 @@ import torch.nn.functional as F
 from conftest import definitions
 
 from ikmlib import config
-from ikmlib.__main__ import main
 from ikmlib.layers import attending
 from ikmlib.models import DenseUnit
-from ikmlib.tools import bench
 
-page = definitions("13")
+bench = definitions("13")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +47,7 @@ def test_table_has_a_row_a_case_a_pass_and_a_scheme_and_becomes_figures(costs):
     assert len(costs) == 2 * (3 + 5 * len(bench.SCHEMES)) and not costs.drop(columns="peak_mb").isna().any(axis=None)
     assert (costs.loc[costs.scheme == "vanilla", ["ratio", "ratio_q1", "ratio_q3"]] == 1).all(axis=None)
     assert (costs.repetitions == 3).all() and costs.ratio.between(costs.ratio_q1, costs.ratio_q3).all()
-    assert [len(axes.lines) for axes in page.figure_sweep(costs, "size", "peak_mb").axes] == [len(bench.SCHEMES)] * 2
+    assert [len(axes.lines) for axes in bench.figure_sweep(costs, "size", "peak_mb").axes] == [len(bench.SCHEMES)] * 2
 
 
 def test_peak_memory_sees_what_a_call_allocates():
@@ -60,7 +58,7 @@ def test_peak_memory_sees_what_a_call_allocates():
 @pytest.mark.parametrize(("inference", "training", "expected"), [
     (1.2, 1.3, "supported"), (1.2, 1.2, "mixed"), (1.1, 1.2, "not supported")])
 def test_the_verdict_follows_the_rule(costs, inference, training, expected):
-    found = page.judge(costs.assign(ratio=costs["pass"].map({"inference": inference, "training": training})))
+    found = bench.judge(costs.assign(ratio=costs["pass"].map({"inference": inference, "training": training})))
     assert found["verdict"] == expected and f"released {inference:.2f} and {training:.2f}" in found["ours"]
     assert ("is the price" in found["ours"]) == (expected == "not supported")
 
@@ -71,10 +69,3 @@ def test_notebook_13_reads_the_committed_measurement(executed, monkeypatch):
     committed = pd.read_csv(config.ROOT / "results/cpu/cost_main.csv")
     pd.testing.assert_frame_equal(shown.tables["cost_main"], committed, atol=2e-6)
     assert shown.verdicts["C11"]["verdict"] == "supported"
-
-
-def test_the_command_prints_and_writes(results, monkeypatch, capsys):
-    monkeypatch.setattr(bench, "QUICK", bench.QUICK[:1])
-    assert main(["bench", "--quick", "--profile", "smoke"]) == 0 and "IKM as released" in capsys.readouterr().out
-    written, machine = (pd.read_csv(results / "smoke" / name) for name in ("cost.csv", "cost_machine.csv"))
-    assert len(written) == 6 and {"device", "threads", "load_1min", "torch", "git_commit"} <= set(machine)

@@ -18,7 +18,7 @@ import pandas as pd
 from ikmlib import config
 from ikmlib.config import Profile
 from ikmlib.files import write_bytes, write_csv, write_text
-from ikmlib.study import claims, experiments
+from ikmlib.study import experiments
 from ikmlib.study.records import runs_in_words
 from ikmlib.study.stats import UNTESTED, VERDICTS
 
@@ -112,19 +112,6 @@ class Page:
         path = self.folder / f"{name}.csv"
         return measure() if self.anew or not path.exists() else pd.read_csv(path)
 
-    def shown(self, *names: str) -> None:
-        """Display committed tables (x.csv) and figures (x.png) of this profile as they are on disk."""
-        from IPython.display import Image, display
-
-        for path in (self.folder / name for name in names if (self.folder / name).exists()):
-            display(Image(filename=str(path), width=900) if path.suffix == ".png" else
-                    readable(pd.read_csv(path)).style.hide())
-
-    def told(self, claim: str):
-        """A verdict of this profile as it is on disk."""
-        written = [entry for page in claims.pages(self.profile) for entry in page["claims"] if entry["name"] == claim]
-        return _in_words(written[0]) if written else None
-
     def figure(self, figure, name: str, caption: str = "", *, any_profile: bool = False):
         """Write results/<profile>/<name>.png, marked with the profile, close the figure and show the file. Unless
         `any_profile`, a profile that is no evidence writes so across it."""
@@ -155,6 +142,8 @@ class Page:
         Unless `any_profile` (the work is the same in every profile), a profile that is no evidence gives "not tested at
         this budget". Raises ValueError for an unknown verdict.
         """
+        from IPython.display import Markdown
+
         if verdict not in VERDICTS:
             raise ValueError(f"unknown verdict {verdict!r}; allowed: {', '.join(VERDICTS)}")
         if not (self.profile.evidence or any_profile):
@@ -162,15 +151,7 @@ class Page:
         entry = {"name": claim, "paper": paper, "ours": ours, "verdict": verdict, "because": because, "seeds": seeds}
         entry |= {"comparisons": dict(comparisons)} if comparisons else {}
         self._note("claims", entry)
-        return _in_words(entry)
-
-
-def _in_words(entry: dict):
-    """A verdict as a notebook shows it."""
-    from IPython.display import Markdown
-
-    return Markdown(f"**{entry['name']}: {entry['verdict']}.** {entry['because']}\n\nPaper: {entry['paper']}\n\n"
-                    f"Ours: {entry['ours']}")
+        return Markdown(f"**{claim}: {verdict}.** {because}\n\nPaper: {paper}\n\nOurs: {ours}")
 
 
 def open_page(name: str, *, profile: str, train: bool = True, cells: Sequence[str] = ()) -> Page:

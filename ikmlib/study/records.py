@@ -26,10 +26,11 @@ import torch
 from ikmlib import config, datasets
 from ikmlib.config import Profile
 from ikmlib.data import centre_crop, training_data
+from ikmlib.fast import keep_memory
 from ikmlib.files import locked, save_torch, write_csv, write_text
 from ikmlib.metrics import psnr_y, ssim_y
 from ikmlib.models import ARCHITECTURES, Architecture, SRNetwork, complexity
-from ikmlib.trainers import Pair, Trainer, TrainingDiverged, keep_memory, load_checkpoint, mean_psnr, pairs, restored
+from ikmlib.trainers import Pair, Trainer, TrainingDiverged, load_checkpoint, mean_psnr, pairs, restored
 
 LEARNING_RATE = 2e-4
 LATER = ("schedule", "reverse")   # fields of a run that came after the first records

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from ikmlib import config
 from ikmlib.data import training_data
+from ikmlib.fast import keep_memory
 from ikmlib.files import write_csv
 from ikmlib.layers import IKMConv2d, attending
 from ikmlib.metrics import psnr_y
@@ -17,7 +18,7 @@ from ikmlib.models import SRNetwork
 from ikmlib.study import records
 from ikmlib.study.records import Run
 from ikmlib.study.weights import trained_network
-from ikmlib.trainers import keep_memory, super_resolve
+from ikmlib.trainers import super_resolve
 
 TEST_TIME = {"frozen": "IKM, frozen at test", "swapped": "IKM, swapped at test"}
 FROZEN_BATCHES = 32   # of the run's own training batches, over which attention is averaged
