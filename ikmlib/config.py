@@ -23,6 +23,11 @@ def cache_root() -> Path:
     return Path(os.environ.get("IKM_CACHE") or Path.home() / ".cache" / "ikm")
 
 
+def cores() -> int:
+    """CPU cores that this process may use; `taskset` and its like may leave it fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @dataclass(frozen=True)
 class Profile:
     """How much one profile trains and scores.
