@@ -90,7 +90,8 @@ def run_notebooks(profile: Profile, only: Sequence[str] = (), train: bool = True
     print(f"profile {profile.name}: executing {', '.join(path.stem[:2] for path in paths)} into {out} …", flush=True)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".running-") as folder:
-        write_kernel_spec(f"{folder}/kernels/ikm")   # runs this very Python, whatever other kernels are installed
+        # a kernel that is this very Python, whatever others are installed, and keeps its warnings to itself
+        write_kernel_spec(f"{folder}/kernels/ikm", extra_arguments=["--Application.log_level=CRITICAL"])
         for chosen, at_once in ((together, min(cores(), AT_ONCE)), (alone, 1)):
             commands = [(("ikmlib.study.runner", path, f"{folder}/{path.name}", profile.name, str(train)),
                          {"JUPYTER_PATH": folder}) for path in chosen]

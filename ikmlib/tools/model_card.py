@@ -22,10 +22,9 @@ sha256 and the whole record of each file. Scores are PSNR in dB and SSIM on Y, b
 - They were trained to undo one thing: MATLAB's bicubic down-sampling. Noise, JPEG blocks and the blur of a lens are
   outside their training: expect them to stay, or to be sharpened.
 - Detail is plausible, not recorded: it is no evidence of who or what a picture shows.
-- Not examined: medical, satellite or microscope images; whom photographs show, and quality for groups of people.
-
-Licence of the weights: MIT, as far as we hold rights. Image sets they were trained on are for academic use only where
-the table says so; whether such networks may be used otherwise was not examined. No test image was trained on."""
+- Not examined: medical, satellite or microscope images; whether quality differs between people who are shown.
+- Licence of the weights: MIT, as far as we hold rights. Image sets they were trained on are for academic use only where
+  the table says so; whether such networks may be used otherwise was not examined. No test image is trained on."""
 
 
 def gains(entry: dict) -> pd.DataFrame:
@@ -38,8 +37,8 @@ def gains(entry: dict) -> pd.DataFrame:
     images = records.test_images(config.get_profile(entry["profile"]), tuple(entry["spec"]["data"]))
     rows = [(name, image, psnr_y(imresize(lr, scale), hr, shave=scale))
             for name in images for image, lr, hr in pairs(images[name], scale)]
-    both = scores[["set", "image", "psnr_y", "ssim_y"]].merge(
-        pd.DataFrame(rows, columns=["set", "image", "psnr_y_bicubic"]))
+    bicubic = pd.DataFrame(rows, columns=["set", "image", "psnr_y_bicubic"])
+    both = scores[["set", "image", "psnr_y", "ssim_y"]].merge(bicubic)
     return both.assign(gain_db=both.psnr_y - both.psnr_y_bicubic).sort_values("gain_db", ignore_index=True)
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
-from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import numpy as np
 import torch
 from PIL import Image, PngImagePlugin
 from scipy.ndimage import distance_transform_edt
-from torch import nn
 from tqdm import tqdm
 
 from ikmlib import config
@@ -27,12 +25,11 @@ TILE, OVERLAP = 256, 32   # input pixels; of an overlap each of the two tiles gi
 DIGEST = "ikmlib upscale"   # the key of a text in each result's PNG file: a digest of all that it depends on
 
 
-def enlarge(network: nn.Module, picture: Image.Image, scale: int | None = None) -> Image.Image:
+def enlarge(network: torch.nn.Module, picture: Image.Image, scale: int | None = None) -> Image.Image:
     """A picture (mode L, LA, RGB or RGBA) `scale` times as high and wide, in the same mode, with its profile.
 
-    `network` maps float RGB (1, 3, h, w) in 0..1 to (1, 3, scale h, scale w); without `scale`, its own is taken. Of a
-    grey picture its R, G and B are averaged. Alpha is enlarged by bicubic interpolation, and the network sees no colour
-    that is hidden under full transparency.
+    `network` maps float RGB (1, 3, h, w) in 0..1 to (1, 3, scale h, scale w); for grey, R, G and B are averaged. It
+    sees no colour that is hidden under full transparency. Alpha is enlarged by bicubic interpolation.
     """
     scale = scale or network.scale
     (width, height), mode = picture.size, picture.mode.removesuffix("A")
@@ -86,11 +83,11 @@ def _pictures_in(folder: Path) -> list[Path]:
             and not any(part.startswith(".") for part in path.relative_to(folder).parts)]
 
 
-def plan(inputs: Sequence[Path], out: Path, scale: int) -> list[tuple[Path, Path]]:
+def plan(inputs: list[Path], out: Path, scale: int) -> list[tuple[Path, Path]]:
     """What becomes what: (input file, output file). Folders are searched to the bottom, and kept as folders of `out`.
 
     `out` is a folder or, for one input file, the PNG file to write. An input that is another one's earlier result is
-    left out, so that `upscale *.png -o .` can be repeated. ValueError: no picture is left, or another `out`.
+    left out, so that `upscale *.png -o .` can be repeated. ValueError: no pictures, or another `out`.
     """
     if out.suffix.lower() in Image.registered_extensions() and not out.is_dir():
         if out.suffix.lower() != ".png" or len(inputs) != 1 or inputs[0].is_dir():
@@ -101,14 +98,13 @@ def plan(inputs: Sequence[Path], out: Path, scale: int) -> list[tuple[Path, Path
         for path in _pictures_in(given) if given.is_dir() else [given]:
             below = path.parent.relative_to(given) if given.is_dir() else Path()
             pairs.setdefault(path.resolve(), (path, out / below / f"{path.stem}_x{scale}.png"))
-    targets = {target.resolve() for _, target in pairs.values()}
-    chosen = [pair for path, pair in pairs.items() if path not in targets or _digest(path) is None]
-    if not chosen:
+    if not pairs:
         raise ValueError(f"no pictures in {', '.join(map(str, inputs))}")
-    return chosen
+    targets = {target.resolve() for _, target in pairs.values()}
+    return [pair for path, pair in pairs.items() if path not in targets or _digest(path) is None]
 
 
-def upscale(inputs: Sequence[Path], out: Path, scale: int | None = None, weights_file: Path | None = None,
+def upscale(inputs: list[Path], out: Path, scale: int | None = None, weights_file: Path | None = None,
             ) -> tuple[list[Path], list[Path], list[str]]:
     """Enlarge pictures and folders of them: (files written, results kept, what failed and why).
 
