@@ -32,6 +32,11 @@ def cache_root() -> Path:
     return folder_from("IKM_CACHE") or Path(os.path.expanduser("~/.cache/ikm"))
 
 
+def cores() -> int:
+    """CPU cores that this process may use; `taskset` and its like may leave it fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @dataclass(frozen=True)
 class Profile:
     """How much one profile trains and scores.

@@ -1,8 +1,10 @@
 """The command line: what works, what is refused, and what it may import."""
+import os
 import subprocess
 import sys
 
 import pytest
+import torch
 
 from ikmlib import config, datasets
 from ikmlib.__main__ import main
@@ -35,9 +37,9 @@ def test_a_set_that_cannot_be_fetched_does_not_stop_the_others(results, monkeypa
     monkeypatch.setattr(datasets, "fetch", fetch)
     assert main(["train", "--profile", "cpu", "--time-limit", "0", "--jobs", "1"]) == 0
     profile = config.PROFILES["cpu"]
-    assert tried == [name for name in (*profile.train_sets, *profile.test_sets) if name != "Manga109"]
+    assert tried == [*profile.train_sets, *profile.test_sets]
     said = capsys.readouterr().err
-    assert "no way to T91" in said and "no way to Set5" in said and "embedded-train" in said
+    assert "no way to T91" in said and "no way to Set5" in said and "embedded photographs" in said
 
 
 @pytest.mark.parametrize(("words", "message"), [
@@ -85,14 +87,33 @@ def test_a_failed_or_interrupted_worker_is_not_passed_over(results, monkeypatch,
     left = list(codes)
 
     class Worker:
-        def __init__(self, command, env):
-            self.code = left.pop(0)
+        def __init__(self, command, **options):
+            self.returncode = left.pop(0)
 
-        def wait(self):
-            return self.code
+        def poll(self):
+            return self.returncode
 
     monkeypatch.setattr(subprocess, "Popen", Worker)
     assert main(["train", "--profile", "smoke", "--jobs", "2"]) == expected
+
+
+def test_one_permitted_core_gets_one_worker(results, monkeypatch):
+    """As under `taskset -c 0`: this process trains by itself."""
+    monkeypatch.setattr(subprocess, "Popen", None)
+    monkeypatch.setattr(records, "default_device", lambda: torch.device("cpu"))
+    permitted = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(permitted)})
+        assert config.cores() == 1 and main(["train", "--profile", "smoke", "--time-limit", "0"]) == 0
+    finally:
+        os.sched_setaffinity(0, permitted)
+
+
+def test_output_into_head_ends_quietly():
+    command = [sys.executable, "-m", "ikmlib", "run", "--dry-run"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()   # before anything is written
+        assert process.stderr.read() == "" and process.wait() == 141
 
 
 def test_interrupted_training_exits_130(results, monkeypatch, capsys):
@@ -118,5 +139,5 @@ from ikmlib.__main__ import main
 sys.exit(main(["status", "--profile", "smoke"]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                          env={**__import__("os").environ, "IKM_RESULTS": str(tmp_path)})
+                          env={**os.environ, "IKM_RESULTS": str(tmp_path)})
     assert done.returncode == 0, done.stderr

@@ -10,7 +10,7 @@ import pytest
 
 from ikmlib import config
 from ikmlib.__main__ import main
-from ikmlib.study import experiments, runner
+from ikmlib.study import experiments
 
 NOTEBOOKS = sorted((config.ROOT / "notebooks").glob("*.ipynb"))
 by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -74,7 +74,7 @@ def test_the_whole_study_at_smoke_then_again_without_training(results, capfd):
 def test_unknown_parameter_stops_a_notebook_under_papermill(results, tmp_path):
     source = config.ROOT / "notebooks" / "04_table3_attention.ipynb"
     done = subprocess.run(
-        [sys.executable, "-m", "papermill", "-k", runner.kernel_name(), str(source),
+        [sys.executable, "-m", "papermill", "-k", "python3", str(source),
          str(tmp_path / "out.ipynb"), "-p", "epochs", "3"],
         capture_output=True, text=True, check=False, cwd=Path(config.ROOT))
     assert done.returncode != 0 and "unknown parameter epochs; this notebook takes profile, train" in done.stderr

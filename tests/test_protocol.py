@@ -89,7 +89,7 @@ def test_on_a_fresh_machine_the_notebook_measures_known_sizes(executed, results,
     assert size["MATLAB imresize: largest error"] == size["x >= 0: largest |a - 1.5|"] == 0
     assert size["Algorithm 1 minus the vanilla gradient / B"] < 1e-12 and size["RGB instead of Y"] < -0.5
     assert size["own values, not as RGB"] == pytest.approx(20 * math.log10(219 / 255), abs=0.03)
-    assert len(size) == 27 and size.index.is_unique and np.isfinite(size).all()
+    assert len(size) == 26 and size.index.is_unique and np.isfinite(size).all()
 
 
 def test_released_attention_knows_signed_channels_only(protocol):

@@ -15,8 +15,7 @@ from ikmlib.files import write_csv
 from ikmlib.layers import IKMConv2d, attending
 from ikmlib.metrics import psnr_y
 from ikmlib.models import SRNetwork
-from ikmlib.study import records
-from ikmlib.study.records import Run
+from ikmlib.study.records import Run, test_pairs
 from ikmlib.study.weights import trained_network
 from ikmlib.trainers import super_resolve
 
@@ -46,33 +45,29 @@ def replaced(given: Mapping[IKMConv2d, Tensor]) -> Callable:
 
 def training_mean(model: SRNetwork, run: Run) -> dict[IKMConv2d, Tensor]:
     """Attention of each layer, mean over FROZEN_BATCHES of the batches that the run was trained on."""
-    device = next(model.parameters()).device
-    sampler, _, _ = training_data(run.data, run.scale, run.patch, str(device))
+    sampler, _, _ = training_data(run.data, run.scale, run.patch, str(next(model.parameters()).device))
     batches = [attention_of(model, model, sampler.batch(run.seed, u, run.batch)[0])
                for u in range(min(FROZEN_BATCHES, run.updates))]
     return {layer: torch.stack([batch[layer] for batch in batches]).mean(0) for layer in batches[0]}
 
 
 def test_time_scores(run: Run) -> pd.DataFrame | None:
-    """Scores of a finished IKM run on its test images with attention that is not the image's own: set, image, frozen,
-    swapped, psnr_y in dB.
+    """PSNR on Y (dB) of a finished IKM run with attention that is not the image's own: set, image, frozen, swapped.
 
-    frozen   the mean attention of training batches, for every image
-    swapped  that of the set's next image
-    Measured once and kept in the run's folder as `controls.csv`; None if it is neither there nor the weights at hand.
+    `frozen` is the mean attention of training batches, `swapped` that of the set's next image. Measured once and kept
+    in the run's folder as `controls.csv`; None if neither that nor the weights are at hand.
     """
     path = run.folder / "controls.csv"
     if path.exists():
         return pd.read_csv(path, dtype={"image": str})
-    model = trained_network(run)
-    if model is None:
+    if (model := trained_network(run)) is None:
         return None
     keep_memory()
     frozen, rows = training_mean(model, run), []
-    for set_name, images in records.test_pairs(config.get_profile(run.profile), run.data, run.scale).items():
+    for set_name, images in test_pairs(config.get_profile(run.profile), run.data, run.scale).items():
         following = [*images[1:], images[0]]
-        for (name, lr, hr), (_, other, _) in tqdm(list(zip(images, following, strict=True)),
-                                                  f"other attention, {set_name}", leave=False, delay=2):
+        both = list(zip(images, following, strict=True))
+        for (name, lr, hr), (_, other, _) in tqdm(both, f"other attention, {set_name}", leave=False, delay=2):
             values = []
             for given in (frozen, attention_of(model, super_resolve, model, other)):
                 with attending(model, replaced(given)):
