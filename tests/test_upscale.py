@@ -59,7 +59,7 @@ def test_exported_weights_are_the_run_s(trained, file):
     assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
     assert not network.training and network.arch == run.arch and record == records.record(run)
     listed = weights.index()[file.name]
-    assert listed["scores"]["embedded-test"]["psnr_y"] == pytest.approx(records.scores([run]).psnr_y.mean(), abs=1e-4)
+    assert listed["scores"]["embedded-test"]["psnr_y"] == pytest.approx(run.scores().psnr_y.mean(), abs=1e-4)
     before = file.read_bytes()
     assert weights.export(folder) == file and file.read_bytes() == before   # byte for byte, so that a sha256 means much
 
@@ -238,7 +238,7 @@ def test_after_sigterm_the_same_command_continues_even_with_the_results_among_it
 def test_card_is_made_of_the_records(trained, file, capsys):
     assert main(["weights", "export", str(trained[1])]) == 0
     assert f"{file}\n{weights.folder() / 'MODEL_CARD.md'}\n" == capsys.readouterr().out
-    scores = records.scores([trained[0]]).set_index("image").psnr_y
+    scores = trained[0].scores().set_index("image").psnr_y
     gains = model_card.gains(weights.index()[file.name]).set_index("image")
     assert gains.gain_db.is_monotonic_increasing and set(gains.index) == {"chelsea", "coffee"}
     assert np.allclose(gains.psnr_y, scores[gains.index], atol=1e-6)

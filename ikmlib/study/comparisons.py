@@ -237,13 +237,13 @@ def figure_differences(found: Found, published_on: str = "", kinds: Mapping[str,
 
 
 def figure_curves(plan: pd.DataFrame, hue: str, style: str | None = None):
-    """Validation PSNR over updates of a plan's finished runs; colour and dashes by factor, bands: standard deviation
+    """Validation PSNR over updates of a plan's complete cells; colour and dashes by factor, bands: standard deviation
     over seeds."""
     import matplotlib.pyplot as plt
     import seaborn
 
     figure, axes = plt.subplots(figsize=(9, 5.5))
-    curves = records.curves(plan)
+    curves = records.curves(complete(plan))
     curves[hue] = curves[hue].astype(str)
     seaborn.lineplot(curves, x="update", y="psnr_y", hue=hue, style=style or hue, errorbar="sd", ax=axes)
     axes.set(xlabel="updates", ylabel="validation PSNR (dB)")

@@ -125,6 +125,8 @@ class Page:
         if not (self.profile.evidence or any_profile):
             figure.text(0.5, 0.5, "not evidence", ha="center", va="center",
                         rotation=25, fontsize=64, color="0.5", alpha=0.25)
+        if _nothing_drawn(figure):
+            figure.text(0.5, 0.55, "waits for its declared runs", ha="center", fontsize=14, color="0.4")
         picture = io.BytesIO()
         figure.savefig(picture, format="png")
         if not self.recorded:
@@ -152,6 +154,13 @@ class Page:
         entry |= {"comparisons": dict(comparisons)} if comparisons else {}
         self._note("claims", entry)
         return Markdown(f"**{claim}: {verdict}.** {because}\n\nPaper: {paper}\n\nOurs: {ours}")
+
+
+def _nothing_drawn(figure) -> bool:
+    """Whether a figure has no data yet, but axes, zero lines, and empty entries for its legend."""
+    return not any(axes.images or axes.patches or any(len(drawn.get_paths()) for drawn in axes.collections) or any(
+        line.get_transform() is axes.transData and pd.notna(line.get_xydata()).all(1).any() for line in axes.lines)
+                   for axes in figure.axes)
 
 
 def open_page(name: str, *, profile: str, train: bool = True, cells: Sequence[str] = ()) -> Page:
