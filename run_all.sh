@@ -52,7 +52,6 @@ install() {  # makes .venv anew with the Python $1; $2 is what .installed shall 
         say "no NVIDIA GPU found: IKM_TORCH_INDEX (see --help) can spare a large download"
     fi
     "${pip[@]}" install -c "$root/constraints.txt" -e "$root[test]"
-    "$venv/bin/python" -m ipykernel install --sys-prefix --name ikm --display-name "IKM study"
     printf '%s\n' "$2" > "$venv/.installed"   # last, so that an interrupted installation is done again
 }
 

@@ -136,7 +136,6 @@ def stub(tmp_path) -> Path:
         last=${{@: -1}}
         case "$*" in
             "-m venv --clear "*) note venv; rm -rf "$last"; mkdir -p "$last/bin"; cp "$0" "$last/bin/python" ;;
-            "-m ipykernel install "*) note kernel ;;
             "-m pip "*" install "*) note "pip $last"; ! [ -e {folder}/broken ] && [ "$PIP_USER" != 1 ] ;;
             "-c "*) echo "$0" ;;
             *) case "$0" in */.venv/*) echo "$0" ;; *) exec {sys.executable} "$@" ;; esac ;;
@@ -148,7 +147,7 @@ def stub(tmp_path) -> Path:
 
 def test_installs_once_and_again_when_needed(project, stub):
     log = stub / "log"
-    whole = ["venv", f"pip {project}[test]", "kernel"]
+    whole = ["venv", f"pip {project}[test]"]
 
     def set_up(**environment: str) -> tuple[int, list[str]]:
         log.write_text("")
@@ -177,7 +176,7 @@ def test_unreachable_torch_index_is_no_failure(project, stub):
     (stub / "python3").write_text(program.replace("! [ -e", '[[ "$*" != *index-url* ]] && ! [ -e'))
     result = run(project / "run_all.sh", "--setup-only", PATH=f"{stub}:/usr/bin:/bin", IKM_TORCH_INDEX="file:///none")
     assert result.returncode == 0 and "no torch from IKM_TORCH_INDEX; taking the default one" in result.stderr
-    assert (stub / "log").read_text().splitlines() == ["venv", "pip torch", f"pip {project}[test]", "kernel"]
+    assert (stub / "log").read_text().splitlines() == ["venv", "pip torch", f"pip {project}[test]"]
 
 
 def test_no_python_is_a_clear_error(project, tmp_path):
