@@ -61,6 +61,7 @@ class Status(NamedTuple):
 
     @property
     def installed(self) -> bool:
+        """Whether all images are there."""
         return len(self.files) == self.expected
 
 

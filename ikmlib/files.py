@@ -48,20 +48,23 @@ def locked(path: Path, *, wait: bool) -> Iterator[bool]:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
+    """Write a whole file, see `replacing`; its folder is made if it is not there."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, see `replacing`."""
     write_bytes(path, text.encode())
 
 
 def write_csv(path: Path, frame: pd.DataFrame) -> None:
-    """Six decimals, no index."""
+    """Write a table with six decimals and without its index, see `replacing`."""
     write_text(path, frame.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
 
 
 def save_torch(state: dict, path: Path) -> None:
+    """`torch.save`, see `replacing`."""
     import torch
 
     with replacing(path) as temporary:
@@ -69,6 +72,7 @@ def save_torch(state: dict, path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
+    """The sha256 of a file, 64 hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

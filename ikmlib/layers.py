@@ -173,7 +173,8 @@ class IKMConv2d(nn.Conv2d):
         return own.roll(-1, 0) if self.context == "shuffled" else own
 
     def attend(self, x: Tensor, known: float | None = None) -> Tensor | float:
-        """The attention used for x: this layer's own, which may be `known` already, or what `attending` puts for it."""
+        """The attention used for x: this layer's own, unless `attending` replaces it. `known`: its value if
+        that is one number."""
         own = partial(self.attention, x) if known is None else lambda: known
         for override in self.overrides:
             own = partial(override, self, own)

@@ -25,7 +25,10 @@ RGB_STD = (0.242, 0.234, 0.246)
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a network is. Defaults are U-HDN with IKM; `ARCHITECTURES` names the paper's."""
+    """What a network is. The defaults are U-HDN with IKM; `ARCHITECTURES` names the paper's networks.
+
+    Raises ValueError for an unknown block or attention, and for an even kernel size.
+    """
 
     block: str = "uhdb"                               # rb | db | rdb | uhdb
     blocks: int = 4                                   # N

@@ -184,6 +184,7 @@ class Trainer:
     batch in reverse order: the same mathematics, summed in another order. Batches depend on (seed, update) alone and
     Adam's state is saved, so an interrupted run ends with the same bits as an uninterrupted one (same CPU, versions and
     number of threads; a GPU may sum in another order each time). On a GPU an update is `Captured`.
+    Raises UnreadableCheckpoint for a checkpoint that is damaged or belongs to another run.
     """
 
     def __init__(self, model: nn.Module, sampler: PatchSampler, *, key: str, seed: int, updates: int, batch: int,

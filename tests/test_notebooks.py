@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from ipykernel.ipkernel import IPythonKernel
+from ipykernel.kernelspec import get_kernel_dict
 
 from ikmlib import config
 from ikmlib.__main__ import main
@@ -25,6 +27,16 @@ def test_short_cells_without_outputs(path):
     for cell in cells(path, "code"):
         assert not cell["outputs"] and cell["execution_count"] is None
         assert len("".join(cell["source"]).splitlines()) <= 40
+
+
+@by_name
+def test_kernel_metadata_are_those_that_jupyterlab_writes(path):
+    """JupyterLab marks a notebook as changed, and saves it, where these differ from what its kernel reports. So does
+    another Python than `version` names: no metadata can prevent that."""
+    spec, language = get_kernel_dict(), IPythonKernel.language_info
+    assert json.loads(path.read_text())["metadata"] == {
+        "kernelspec": {"display_name": spec["display_name"], "language": spec["language"], "name": "python3"},
+        "language_info": {**language, "version": "3.11.7"}}
 
 
 @by_name

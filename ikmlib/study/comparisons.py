@@ -116,9 +116,9 @@ def compare(plan: pd.DataFrame, questions: Mapping[str, Mapping], published: pd.
 
     A question is answered when all runs that it needs are finished: those of its cells with the seeds that all of them
     have by declaration. Ours are of all scored test sets, or of `sets` where they were scored; the paper's are sums of
-    `published` (index: the factors). Deviations over seeds are pooled over the complete cells of each value of the
-    factor `family`, or over all of them (see `stats.residual_deviation`); except where a network is tested in another
-    way than it was trained for, which has no deviation in common with trainings.
+    `published` (index: the factors). Deviations over seeds are pooled over the complete cells that share a value of the
+    factor `family`, or over all complete cells without it (see `stats.residual_deviation`). A question about a network
+    that is tested otherwise than it was trained uses the deviation of its own differences.
     """
     names, scores = factors(plan), records.scores(plan)
     if set(sets) & set(scores["set"]):

@@ -216,14 +216,13 @@ NOTEBOOKS = tuple(dict.fromkeys(part.notebook for part in PARTS.values()))
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the plan: those of a part's cells that have these values of its factors are trained with these seeds.
-    """
+    """A line of the plan: which cells of a part are trained, at which profile, with which seeds."""
 
     stage: str
     profile: str
     part: str
     seeds: tuple[int, ...]
-    only: dict[str, tuple] = field(default_factory=dict)   # factor -> values; of other factors all
+    only: dict[str, tuple] = field(default_factory=dict)   # factor -> its values; of a factor not named here, all
 
     @property
     def notebook(self) -> str:

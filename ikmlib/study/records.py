@@ -41,7 +41,7 @@ FALLBACK = {"train": ("embedded-train",), "test": ("embedded-test",)}
 
 
 def slug(arch: Architecture) -> str:
-    """Readable name: the nearest of the paper's architectures, the attention, and what else differs."""
+    """A readable name: the nearest of the paper's architectures, the attention, and the fields that differ from it."""
     def differing(name):
         named = ARCHITECTURES[name]
         return [f.name for f in fields(arch)
@@ -109,10 +109,12 @@ class Run:
 
     @property
     def folder(self) -> Path:
+        """Where its records lie."""
         return config.results_root() / self.profile / "runs" / self.id
 
     @property
     def finished(self) -> bool:
+        """Whether it was trained and scored: `run.json` is written last."""
         return (self.folder / "run.json").exists()
 
     @property
@@ -219,6 +221,7 @@ def lock(run: Run) -> contextlib.AbstractContextManager[bool]:
 
 
 def default_device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

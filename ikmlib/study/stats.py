@@ -35,8 +35,9 @@ def half_width(errors: Errors, level: float = 0.05) -> float:
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference: mean, 95 % interval, and how much it rests on; the standard errors that made the interval,
-    where they did. While some of its declared runs are missing there is no number: its mean is NaN."""
+    """A paired difference: its mean, its 95 % interval, and how many seeds and images it rests on. `errors` are the
+    standard errors that the interval was made of; it is empty where the interval was made in another way. While some
+    of the declared runs are missing there is no number: the mean is NaN."""
 
     mean: float = float("nan")
     low: float = float("nan")
@@ -68,7 +69,8 @@ class Difference:
 
     def p(self, bound: float = 0.0) -> float:
         """Two-sided p-value of the difference being `bound`: the level at which the interval ends there. An interval
-        that no standard errors made knows its own level only: 0 outside, 1 inside. Of one without ends: 1."""
+        that was not made of standard errors has no other level than its own: 0 if `bound` lies outside, 1 if inside.
+        An interval without finite ends gives 1."""
         if not np.isfinite(self.high - self.low):
             return 1.0
         if not self.errors:
@@ -116,8 +118,8 @@ def residual_deviation(means: pd.DataFrame) -> tuple[float, int] | None:
 
     `means`: a row a network, a column a seed, NaN where a network was not trained with a seed. Seeds are blocks (their
     networks see the same batches): a mean is network effect + seed effect + residual, fitted by least squares. A
-    contrast with weights w over n seeds then has the standard error s sqrt(sum w² / n). Fair where all networks scatter
-    alike.
+    contrast with weights w over n seeds then has the standard error s sqrt(sum w² / n). This is fair only if all
+    networks scatter alike.
     """
     values = means.to_numpy(dtype=float)
     network, seed = np.nonzero(~np.isnan(values))
