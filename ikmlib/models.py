@@ -1,4 +1,4 @@
-"""The networks: residual, dense, residual dense, U-hourglass dense blocks in one backbone (Figs. 4 and 7, Eqs. 16-19).
+"""The networks: residual, dense, residual dense, U-hourglass dense blocks in one backbone (Figs. 4, 7, Eqs. 16-17, 19).
 
 An `Architecture` says what is built, in the paper's symbols: N blocks of U dense units with depths d, C channels,
 growth g. Every block and every unit takes x (B, C, H, W) and returns the same shape.

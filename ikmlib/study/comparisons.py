@@ -127,7 +127,7 @@ def compare(plan: pd.DataFrame, questions: Mapping[str, Mapping], published: pd.
             for cell, rows in scores.groupby(names)}
     trained = [cell for cell, rows in complete(plan).groupby(names)
                if all(isinstance(run, records.Run) for run in rows.run)]
-    families = {cell: dict(zip(names, cell, strict=True)).get(family) for cell in trained}
+    families = {cell: cell[names.index(family)] if family else "" for cell in trained}
     pooled = {name: residual_deviation(pd.DataFrame([psnr[cell].mean() for cell in trained if families[cell] == name]))
               for name in set(families.values())}
     runs = {cell: rows.set_index("seed").run for cell, rows in plan.groupby(names)}
@@ -146,6 +146,8 @@ def _difference(weights: Mapping[tuple, float], psnr: Mapping[tuple, pd.DataFram
     if not needed or not all(run.finished for run in needed):
         return waiting
     table = sum(weight * psnr[cell][seeds] for cell, weight in weights.items()).dropna()   # images x seeds
+    if table.empty:   # scored on different images
+        return waiting
     pooled = deviation_of(list(weights))
     if pooled is not None:
         pooled = pooled[0] * np.sqrt(sum(weight ** 2 for weight in weights.values()) / len(seeds)), pooled[1]
@@ -178,15 +180,17 @@ def claim(found: Found, profile: Profile, *, paper: str, holds: str, margin: flo
     `margin` (see `stats.outcomes`). While one of them waits for runs, the claim is not tested."""
     known = {name: d for name, d in found.items() if d.known}
     fewest = min((d.seeds for d in known.values()), default=0) if len(known) == len(found) else 0
-    said = dict(zip(known, outcomes(list(known.values()), margin=margin, smallest=smallest, correct=correct),
-                    strict=True))
+    said = {}   # outcomes, once all are known: correcting for their number needs all of them
+    if fewest:
+        said = dict(zip(found, outcomes(list(found.values()), margin=margin, smallest=smallest, correct=correct),
+                        strict=True))
     if len(found) <= 5 or not known:
         ours = "; ".join(_in_words(name, d, said.get(name)) for name, d in found.items())
     else:
         means, sizes = [d.mean for d in known.values()], [d.detectable for d in known.values()]
         counts = ", ".join(f"{n} {name}" for name, n in Counter(said.values()).items())
-        ours = (f"{len(known)} of {len(found)} comparisons complete, from {min(means):+.3f} to {max(means):+.3f} dB: "
-                f"{counts}; {max(sizes):.3f} dB could have been seen in any of them")
+        ours = (f"{len(known)} of {len(found)} comparisons complete, from {min(means):+.3f} to {max(means):+.3f} dB"
+                + f": {counts}" * bool(said) + f"; {max(sizes):.3f} dB could have been seen in any of them")
     enough = profile.evidence and fewest >= MIN_SEEDS
     drawn = {name: [None if pd.isna(x) else float(x) for x in ((d.paper, *d.interval) if d.known else (d.paper,))]
              for name, d in found.items()}

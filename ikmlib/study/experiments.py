@@ -320,7 +320,8 @@ def queue(profile: Profile | None, only: Iterable[str] = ()) -> list[Run]:
     rows = _rows(profile, only)
     return list(dict.fromkeys(found(
         run for stage in dict.fromkeys(row.stage for row in rows)
-        for seed in range(5) for row in rows if row.stage == stage for run in row.runs(seed))))
+        for seed in sorted({seed for row in rows for seed in row.seeds})
+        for row in rows if row.stage == stage for run in row.runs(seed))))
 
 
 # --- training it ----------------------------------------------------------------------------------------------------

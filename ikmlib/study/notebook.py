@@ -19,7 +19,7 @@ from ikmlib import config
 from ikmlib.config import Profile
 from ikmlib.files import write_bytes, write_csv, write_text
 from ikmlib.study import experiments
-from ikmlib.study.records import runs_in_words
+from ikmlib.study.records import FALLBACK, runs_in_words
 from ikmlib.study.stats import UNTESTED, VERDICTS
 
 # Decimals shown, by a word in the column's name
@@ -74,6 +74,7 @@ class Page:
     profile: Profile
     recorded: bool = False
     anew: bool = True
+    embedded: bool = False   # whether runs of it were trained on embedded photographs in place of the profile's sets
 
     def __post_init__(self):
         self._manifest = {"notebook": self.name, "profile": self.profile.name,
@@ -104,6 +105,7 @@ class Page:
         plan = experiments.planned(self.profile, part)
         if self.anew:
             experiments.train_missing(plan)
+        self.embedded |= any(run.data == FALLBACK["train"] != self.profile.train_sets for run in plan.run)
         print(f"profile {self.profile.name}, {part}: {runs_in_words(plan.run)}" + " finished" * (len(plan) > 0))
         return plan
 
@@ -148,8 +150,8 @@ class Page:
 
         if verdict not in VERDICTS:
             raise ValueError(f"unknown verdict {verdict!r}; allowed: {', '.join(VERDICTS)}")
-        if not (self.profile.evidence or any_profile):
-            verdict = UNTESTED
+        if not (self.profile.evidence or any_profile) or self.embedded and seeds is not None:
+            verdict = UNTESTED   # also of networks that were trained on embedded photographs
         entry = {"name": claim, "paper": paper, "ours": ours, "verdict": verdict, "because": because, "seeds": seeds}
         entry |= {"comparisons": dict(comparisons)} if comparisons else {}
         self._note("claims", entry)
