@@ -2,15 +2,14 @@
 
 B images, H/W height and width of the LR image, s the scale: all take RGB (B, 3, H, W) in 0..1 and return RGB
 (B, 3, sH, sW), not clipped. Initial weights are PyTorch's default, of networks on luma He's. A ReLU is a layer where it
-is one in the authors' program, because `models.complexity` counts layers. Not known: wiring and program of MS3-Conv
-(Table I, x4), which is missing here; what network made LapSRN's scores at x3; what the last 0.1 K of CARN's printed
-parameters are; why OISR's authors count slightly fewer parameters, perhaps without the PReLUs' slopes. CSFM is wired as
-in a third party's program.
+is one in the authors' program, because `models.complexity` counts layers. Not known: how MS3-Conv (Table I, x4) is
+wired, which is missing here; what network made LapSRN's scores at x3; what the last 0.1 K of CARN's printed parameters
+are; why OISR's authors count slightly fewer parameters.
 """
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -106,20 +105,23 @@ class Cascade(nn.Module):
         return x
 
 
-# --- methods on luma ------------------------------------------------------------------------------------------------
+@cache
+@torch.inference_mode(False)
+def _taps(size: int, scale: int, device: torch.device) -> list[Tensor]:
+    """`_contributions`, kept on a device: on a GPU, an update that is captured may not bring them there."""
+    return [torch.from_numpy(array).to(device) for array in _contributions(size, scale)]
 
 
 def enlarge(x: Tensor, scale: int) -> Tensor:
     """Bicubic (B, C, H, W) -> (B, C, sH, sW): `data.imresize` without its rounding and clipping."""
-    for size in x.shape[2:]:   # the other axis comes last, twice
-        index, weights = (torch.from_numpy(array).to(x.device) for array in _contributions(size, scale))
+    for index, weights in (_taps(size, scale, x.device) for size in x.shape[2:]):   # the other axis comes last, twice
         x = (x.transpose(2, 3)[..., index] * weights.to(x.dtype)).sum(-1)
     return x
 
 
 def luma(x: Tensor) -> Tensor:
     """`metrics.luma` over 255: RGB (B, 3, H, W) in 0..1 -> Y (B, 1, H, W) in 16/255..235/255."""
-    return (16 + (x * x.new_tensor(RGB_TO_Y)[:, None, None]).sum(1, keepdim=True)) / 255
+    return (16 + sum(weight * colour for weight, colour in zip(RGB_TO_Y, x.split(1, 1), strict=True))) / 255
 
 
 class OnLuma(nn.Module):
@@ -373,7 +375,7 @@ def oisr_rk3(scale: int) -> nn.Module:
 
 
 def csfm(scale: int) -> nn.Module:
-    """CSFM (Hu et al., IEEE TCSVT 2019): eight chains of 16 residual blocks with attention by channel and position."""
+    """CSFM (Hu et al., IEEE TCSVT 2019) as a third party wired it: eight chains of 16 blocks with two attentions."""
     def block() -> nn.Module:
         attention = Join(lambda x, y: torch.cat([x, y], 1), channel_gate(),
                          gate(pointwise(64, 128), nn.ReLU(), pointwise(128, 1)))
@@ -392,9 +394,7 @@ COUNTED = {"srcnn": {"middle": 1, "bias": False}, "lapsrn": {"one_level": True},
 
 def build_peer(name: str, scale: int, *, counted: bool = False) -> nn.Module:
     """A network of `PEERS` for x2, x3 or x4: the published one or, if `counted`, the one whose cost the paper prints.
-
-    Raises ValueError for an unknown name or scale.
-    """
+    Raises ValueError for an unknown name or scale."""
     _require("network", name, tuple(PEERS))
     _require("scale", scale, SCALES)
     return PEERS[name](scale, **(COUNTED.get(name, {}) if counted else {}))

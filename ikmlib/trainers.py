@@ -20,7 +20,8 @@ from tqdm import tqdm
 from ikmlib.data import PatchSampler, crop_to_multiple, imresize, to_rgb
 from ikmlib.fast import Captured
 from ikmlib.files import save_torch
-from ikmlib.metrics import psnr_y, ssim_y
+from ikmlib.metrics import RGB_TO_Y, psnr_y, ssim_y
+from ikmlib.models import RGB_STD
 
 SAVE_EVERY = 60.0      # seconds between checkpoints
 CHECK_EVERY = 25       # updates between looks at the loss on a GPU, where a look waits for the device
@@ -167,10 +168,18 @@ def mae(sr: Tensor, hr: Tensor, std: Tensor) -> Tensor:
     return ((sr - hr).abs() / std).mean()
 
 
-def _learn(model: nn.Module, sampler: PatchSampler, optimizer: torch.optim.Optimizer, drawn: Tensor) -> Tensor:
+def mae_y(sr: Tensor, hr: Tensor, std: Tensor) -> Tensor:
+    """Mean absolute error of luma, for networks of luma. An error of `std` in all three colours is 1, as in `mae`."""
+    error, unit = (sum(weight * colour for weight, colour in zip(RGB_TO_Y, x.unbind(-3), strict=True))
+                   for x in (sr - hr, std))
+    return (error.abs() / unit).mean()
+
+
+def _learn(model: nn.Module, sampler: PatchSampler, optimizer: torch.optim.Optimizer,
+           loss_of: Callable[[Tensor, Tensor], Tensor], drawn: Tensor) -> Tensor:
     """Cut the drawn patches, and forward, backward and Adam's step, all on the device; the loss."""
     lr, hr = sampler.cut(drawn)
-    loss = mae(model(lr), hr, model.std)
+    loss = loss_of(model(lr), hr)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
@@ -180,16 +189,17 @@ def _learn(model: nn.Module, sampler: PatchSampler, optimizer: torch.optim.Optim
 class Trainer:
     """One run: a model, its batches and its schedule; `fit` continues from the checkpoint if there is one.
 
-    `key` names the run inside its checkpoint; `schedule`: see `learning_rate`; `reverse` shows the images of every
-    batch in reverse order: the same mathematics, summed in another order. Batches depend on (seed, update) alone and
-    Adam's state is saved, so an interrupted run ends with the same bits as an uninterrupted one (same CPU, versions and
-    number of threads; a GPU may sum in another order each time). On a GPU an update is `Captured`.
+    `key` names the run inside its checkpoint; `schedule`: see `learning_rate`; `loss`: `mae` or `mae_y`; `reverse`
+    shows the images of every batch in reverse order: the same mathematics, summed in another order. Batches depend on
+    (seed, update) alone and Adam's state is saved, so an interrupted run ends with the same bits as an uninterrupted
+    one (same CPU, versions and number of threads; a GPU may sum in another order each time). On a GPU an update is
+    `Captured`.
     Raises UnreadableCheckpoint for a checkpoint that is damaged or belongs to another run.
     """
 
     def __init__(self, model: nn.Module, sampler: PatchSampler, *, key: str, seed: int, updates: int, batch: int,
                  checkpoint: Path, validate: Callable[[nn.Module], float], validations: int = 10, rate: float = 2e-4,
-                 schedule: str = "halving", reverse: bool = False):
+                 schedule: str = "halving", reverse: bool = False, loss: Callable[..., Tensor] = mae):
         self.model = model.to(memory_format=torch.channels_last)
         self.sampler, self.key, self.seed, self.updates, self.batch = sampler, key, seed, updates, batch
         self.checkpoint, self.validate = checkpoint, validate
@@ -198,7 +208,8 @@ class Trainer:
         gpu = sampler.device.type == "cuda"   # there the rate is on the device, where a captured update sees it change
         self.optimizer = torch.optim.Adam(model.parameters(), capturable=gpu, fused=gpu or None,
                                           lr=torch.tensor(rate, device=sampler.device) if gpu else rate)
-        learn = partial(_learn, self.model, sampler, self.optimizer)
+        std = torch.tensor(RGB_STD, device=sampler.device).reshape(3, 1, 1)
+        learn = partial(_learn, self.model, sampler, self.optimizer, partial(loss, std=std))
         self._update = Captured(learn) if gpu else learn
         self.check_every = CHECK_EVERY if gpu else 1
         self.progress = Progress()

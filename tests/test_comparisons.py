@@ -16,13 +16,23 @@ CPU, LONG = PROFILES["cpu"], PROFILES["cpu-long"]
 random = np.random.default_rng(0)
 
 
+@pytest.fixture
+def results(results):
+    """An empty folder of records, but for tables of measurements that would take long."""
+    times = pd.DataFrame({"network": ["SRCNN", "U-HDN+IKM"], "ms": [1.0, 2.0]})
+    for profile in ("cpu", "cpu-long"):
+        for name, table in (("table1_time", times), ("table1_cost", times), ("table2_cost", times)):
+            write_csv(results / profile / f"{name}.csv", table)
+    return results
+
+
 def finish(run, psnr):
     """Leave a finished run whose images, {(set, image): PSNR}, have these scores."""
     rows = [(*image, value, 0.9, value - 0.1, 0.89) for image, value in psnr.items()]
     write_csv(run.folder / "scores.csv", pd.DataFrame(rows, columns=SCORES))
     write_csv(run.folder / "curve.csv", pd.DataFrame(
         {"update": [1, 2], "loss": [1.0, 0.5], "psnr_y": [20.0, 30.0], "seconds": [1.0, 2.0]}))
-    write_text(run.folder / "run.json", "{}")
+    write_text(run.folder / "run.json", json.dumps({"train_seconds": 3600.0}))
 
 
 def fake(profile, part, seeds=range(5), sets=("Set5", "BSD100"), bonus=None):
@@ -109,7 +119,23 @@ def test_sets_that_no_run_scored_are_empty_and_others_are_shown(results):
     assert ours.Set5_psnr_ours.isna().all() and ours["embedded-test_psnr_ours"].notna().all()
 
 
+def test_rivals_have_their_own_costs_and_c9_says_that_the_budget_is_the_same(results, executed):
+    plan, page = fake(CPU, "same_budget", bonus={("U-HDN+IKM",): 0.1, ("IMDN",): 0.2}), executed("02", "cpu")
+    table, found = indexed(page, "table1_budget", "network"), indexed(page, "table1_contrasts")
+    assert round(table.params_k_ours["IMDN"], 1) == 694.4 and round(table.flops_g_ours["SRCNN"], 1) == 9.9
+    assert table.N_trained.to_dict() == dict.fromkeys(experiments.RIVALS, "") | {"U-HDN": 4, "U-HDN+IKM": 4}
+    ikm, imdn = (by_hand(plan, (name,), ("Set5", "BSD100")) for name in ("U-HDN+IKM", "IMDN"))
+    assert found.gain_db_ours["U-HDN+IKM − IMDN"] == pytest.approx((ikm - imdn).mean())
+    assert found.gain_db_paper["U-HDN+IKM − IMDN"] == pytest.approx(38.06 - 38.00)
+    assert (found.seeds_freedom == (7 - 1) * (3 - 1)).all()   # deviations of all seven networks
+    c9 = page.verdicts["C9, Table I"]
+    assert c9["ours"].startswith("same budget, x2: ") and c9["verdict"] == "mixed" and c9["seeds"] == 3
+    assert list(c9["comparisons"]) == [f"U-HDN+IKM − {name}" for name in experiments.RIVALS]
+    assert not executed("02", "cpu-long").verdicts   # not declared there
+
+
 PARTS = {   # notebook -> part, and what would support its claims, times a bonus
+    "02": ("same_budget", ("C9, Table I",), lambda network: {"U-HDN+IKM": 1, "U-HDN": 2}.get(network, 0)),
     "04": ("table3", ("C1", "C1, U-HDB", "C2"), lambda block, attention: attention == "IKM"),
     "06": ("table5", ("C6",), lambda u_style, hourglass: (u_style == "yes") + (hourglass == "yes")),
     "09": ("fig10", ("C5",), lambda rule, batch, budget: (rule == "IsO") * np.log2(2 * batch)),

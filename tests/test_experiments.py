@@ -12,6 +12,7 @@ from ikmlib.study.experiments import PARTS, PLAN, planned
 from ikmlib.trainers import TrainingDiverged
 
 SMOKE, CPU, LONG, PAPER = (PROFILES[name] for name in ("smoke", "cpu", "cpu-long", "paper"))
+CPU_UHDN = records.Run.of(CPU, ARCHITECTURES["uhdn"], 0)
 
 
 def seeds(profile, part):
@@ -37,7 +38,7 @@ def test_five_seeds_where_declared_one_for_table_1_three_elsewhere():
     assert controls["U-HDB", "strict"] == [] and seeds(CPU, "controls")["U-HDB", "strict"] == [0, 1, 2]
     assert seeds(LONG, "table1") == {(2,): [0], (4,): [0], (3,): [0]}
     assert set(map(tuple, seeds(CPU, "rates").values())) == {(0,)}
-    for part in ("table4", "table5", "fig8", "fig9", "fig10", "fig11", "quarter"):
+    for part in ("table4", "table5", "fig8", "fig9", "fig10", "fig11", "quarter", "same_budget"):
         assert set(map(tuple, seeds(CPU, part).values())) == {(0, 1, 2)}
 
 
@@ -51,6 +52,21 @@ def test_the_first_seed_of_a_stage_comes_first_and_table3_before_all(monkeypatch
     first = runs[:len(set(stage_a))]
     assert set(first) == set(stage_a) and [run.seed for run in first] == sorted(run.seed for run in first)
     assert {run.profile for run in runs} == {"cpu", "cpu-long"} and runs[len(first)].profile == "cpu-long"
+
+
+def test_rivals_are_trained_alike_and_change_nothing_else_in_the_queue(monkeypatch):
+    monkeypatch.setattr(records.datasets, "is_installed", lambda name: True)
+    cells = experiments.same_budget(CPU)
+    assert {replace(run, peer="", arch=CPU_UHDN.arch) for run in cells.values()} == {CPU_UHDN}
+    assert [run.peer for run in cells.values()] == ["srcnn", "lapsrn", "idn", "carn", "imdn", "", ""]
+    assert cells["U-HDN+IKM",] == CPU_UHDN == first_run(CPU, "fig8", 4, 6, 64) and CPU_UHDN.arch.blocks == 4
+    assert [round(run.cost[1] / 1e9, 1) for run in cells.values()] == [9.9, 18.9, 23.9, 41.9, 29.8, 60.3, 60.3]
+    before = {profile: experiments.queue(profile) for profile in (None, SMOKE, PAPER)}
+    monkeypatch.setattr(experiments, "PLAN", [row for row in PLAN if row.part != "same_budget"])
+    for profile, new in ((None, 18), (SMOKE, 6), (PAPER, 15)):
+        others = experiments.queue(profile)
+        assert [run for run in before[profile] if run in others] == others
+        assert len(before[profile]) == len(others) + new
 
 
 def test_a_run_serves_every_artefact_that_shows_it():

@@ -10,15 +10,18 @@ from ikmlib.data import PatchSampler
 from ikmlib.fast import modulated_conv2d
 from ikmlib.layers import GRADIENTS, contextual_attention
 from ikmlib.models import DenseUnit, SRNetwork
-from ikmlib.trainers import Trainer
+from ikmlib.peers import OnLuma, build_peer
+from ikmlib.trainers import Trainer, mae, mae_y
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 
-def trainer(path, updates=12):
+def trainer(path, updates=12, peer=""):
     torch.manual_seed(0)
-    return Trainer(SRNetwork(TINY, 2).cuda(), PatchSampler(IMAGES, 2, 8, device="cuda"), key="run", seed=0,
-                   updates=updates, batch=2, checkpoint=path, validate=lambda model: 1.0, validations=3)
+    model = build_peer(peer, 2) if peer else SRNetwork(TINY, 2)
+    return Trainer(model.cuda(), PatchSampler(IMAGES, 2, 8, device="cuda"), key="run", seed=0, updates=updates, batch=2,
+                   checkpoint=path, validate=lambda model: 1.0, validations=3,
+                   loss=mae_y if isinstance(model, OnLuma) else mae)
 
 
 @pytest.mark.parametrize("rule", GRADIENTS)
@@ -46,8 +49,9 @@ def test_patches_are_the_cpus():
     assert all(torch.equal(a.cpu(), b) for a, b in zip(gpu, cpu, strict=True))
 
 
-def test_captured_updates_are_the_plain_ones(tmp_path, recwarn):
-    captured, plain = trainer(tmp_path / "captured.pt"), trainer(tmp_path / "plain.pt")
+@pytest.mark.parametrize("peer", ["", "srcnn", "carn"])
+def test_captured_updates_are_the_plain_ones(tmp_path, recwarn, peer):
+    captured, plain = (trainer(tmp_path / f"{name}.pt", peer=peer) for name in ("captured", "plain"))
     plain._update = plain._update.function
     assert captured.fit(show=False) and plain.fit(show=False)
     assert captured._update.graph is not None and not recwarn

@@ -1,13 +1,17 @@
 """The comparison networks: their sizes and costs by the facts of their publications, and that each of them learns."""
+import time
+
 import numpy as np
 import pytest
 import torch
+from conftest import definitions
 from skimage.color import rgb2ycbcr
 
-from ikmlib import metrics
+from ikmlib import datasets, metrics
 from ikmlib.data import imresize
 from ikmlib.models import SCALES, complexity
 from ikmlib.peers import CARN, PEERS, OnLuma, build_peer, enlarge, luma, srcnn
+from ikmlib.trainers import evaluate
 
 # For x2, x3, x4, as the paper counts: #Params; giga multiply-adds; these with activations and pooling (of Table II's
 # methods for x2). CARN's and CFSRCNN's include two frozen layers that shift the mean.
@@ -92,6 +96,30 @@ def test_imdn_has_the_official_names():
     parts = [f"c{i}" for i in range(1, 6)] + ["cca.conv_du.0", "cca.conv_du.2"]
     layers = ["fea_conv", "c.0", "LR_conv", "upsampler.0", *(f"IMDB{i}.{part}" for i in range(1, 7) for part in parts)]
     assert set(build_peer("imdn", 2).state_dict()) == {f"{layer}.{p}" for layer in layers for p in ("weight", "bias")}
+
+
+def test_a_file_of_the_official_weights_is_scored_as_its_network(monkeypatch, tmp_path):
+    images = {"noise": np.random.default_rng(0).integers(0, 256, size=(24, 32, 3), dtype=np.uint8)}
+    monkeypatch.setattr(datasets, "load", lambda name: {"Set5": images}[name])
+    model = build_peer("imdn", 2)
+    torch.save({f"module.{name}": tensor for name, tensor in model.state_dict().items()}, tmp_path / "IMDN_x2.pth")
+    found = definitions("02").score_official(tmp_path / "IMDN_x2.pth", 2)
+    assert tuple(found) == tuple(evaluate(model, images, 2)[["psnr_y", "ssim_y"]].iloc[0])
+
+
+def test_times_are_medians_in_milliseconds():
+    class Slow(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.calls = torch.nn.Parameter(torch.ones(1)), 0
+
+        def forward(self, x):
+            self.calls += 1
+            time.sleep(0.3 if self.calls in (1, 3) else 0.02)   # the first turn does not count, and one is an outlier
+            return x
+
+    table = definitions("02").enlarging({"slow": Slow()}, size=4, repetitions=3)
+    assert 20 <= table.ms[0] < 200 and list(table.columns[:2]) == ["network", "ms"]
 
 
 @pytest.mark.parametrize(("name", "scale", "named"), [("ms3", 2, "ms3.*allowed.*srcnn"), ("edsr", 5, "5.*2, 3, 4")])

@@ -1,10 +1,14 @@
 """Costs that the paper prints: which of them the described networks have, and which rows mix two networks."""
+import json
+
 import pytest
 
 from ikmlib import peers
+from ikmlib.config import PROFILES
+from ikmlib.files import write_text
 from ikmlib.models import complexity
-from ikmlib.study import printed_costs
-from ikmlib.study.printed_costs import MIXED, peer_costs, rounds_to
+from ikmlib.study import experiments, printed_costs
+from ikmlib.study.printed_costs import MIXED, peer_costs, rounds_to, to_train
 
 
 @pytest.mark.parametrize(("ours", "printed", "equal"), [
@@ -46,3 +50,15 @@ def test_rows_that_mix_networks_have_another_cost_as_published():
     assert complexity(peers.build_peer("srcnn", 2), 2)[0] == 57_281 and "57.3 K" in MIXED["SRCNN"]
     assert complexity(peers.build_peer("idn", 2), 2)[0] == 552_769 and "553 K" in MIXED["IDN"]
     assert complexity(peers.build_peer("lapsrn", 4), 4)[0] == 870_112 and "870 K" in MIXED["LapSRN"]
+
+
+def test_hours_follow_multiply_adds_once_all_runs_that_they_rest_on_are_finished(results):
+    cpu = PROFILES["cpu"]
+    networks = {"VDSR": experiments.rival(cpu, "vdsr"), "U-HDN": experiments.same_budget(cpu)["U-HDN",]}
+    for seed, run in experiments.planned(cpu, "same_budget").query("network == 'U-HDN+IKM'")[["seed", "run"]].values:
+        table = to_train(networks).set_index("method")
+        assert table.hours.isna().all() and table.flops_g_ours["VDSR"] == pytest.approx(114.861, abs=1e-3)
+        write_text(run.folder / "run.json", json.dumps({"train_seconds": 3600.0 * (1 + seed)}))
+    table = to_train(networks).set_index("method")
+    assert table.hours["U-HDN"] == pytest.approx(2)
+    assert table.hours["VDSR"] == pytest.approx(2 * 114.861 / 60.312, abs=1e-3)

@@ -15,7 +15,7 @@ from ikmlib.metrics import psnr_y, ssim_y
 from ikmlib.models import ARCHITECTURES, Architecture
 from ikmlib.study import records
 from ikmlib.study.records import Run
-from ikmlib.trainers import TrainingDiverged, evaluate, pairs, restored
+from ikmlib.trainers import Trainer, TrainingDiverged, evaluate, mae, mae_y, pairs, restored
 
 SMOKE = PROFILES["smoke"]
 
@@ -94,6 +94,25 @@ def test_interrupted_run_ends_like_an_uninterrupted_one(results, monkeypatch, tm
     monkeypatch.setenv("IKM_RESULTS", str(tmp_path / "again"))
     records.train(tiny(), show=False)
     pd.testing.assert_frame_equal(first, tiny().scores())
+
+
+@pytest.mark.parametrize(("peer", "params", "loss"), [
+    ("srcnn", 57_281, mae_y), ("imdn", 694_404, mae), ("", None, mae)])
+def test_a_network_of_luma_learns_luma_and_records_say_which_peer_it_was(results, monkeypatch, peer, params, loss):
+    run, losses = replace(tiny(updates=2), peer=peer), []
+    monkeypatch.setattr(records, "Trainer", lambda *words, **options: losses.append(options["loss"]) or Trainer(
+        *words, **options))
+    assert records.train(run, show=False) and losses == [loss]
+    record = records.record(run)
+    assert Run.from_record(record) == run and record["spec"]["peer"] == peer
+    assert (record["params"], record["multi_adds"]) == run.cost and run.cost[0] == (params or run.cost[0])
+    assert ("block" in records.all_records(SMOKE)) is (peer == "")
+    assert not peer or run.id.startswith(f"{peer}-batch2-updates2-x2-seed0-")
+
+
+def test_a_peer_changes_the_id_and_its_absence_is_left_out_of_it():
+    run = Run.of(PROFILES["cpu"], Architecture(), 0)
+    assert replace(run, peer="imdn").id.startswith("imdn-x2-seed0-") and run.id == "uhdn-ikm-x2-seed0-a265f239"
 
 
 def test_a_run_in_other_hands_is_left_alone(results):

@@ -17,12 +17,15 @@ from ikmlib import trainers
 from ikmlib.data import PatchSampler, crop_to_multiple, imresize
 from ikmlib.metrics import psnr_y, ssim_y
 from ikmlib.models import Architecture, SRNetwork
+from ikmlib.peers import build_peer
 from ikmlib.trainers import (
     Trainer,
     TrainingDiverged,
     UnreadableCheckpoint,
     evaluate,
     learning_rate,
+    mae,
+    mae_y,
     pairs,
     restored,
 )
@@ -34,10 +37,11 @@ IMAGES = {str(i): np.stack([128 + 100 * wave, 90 + 60 * wave, 160 - 80 * wave], 
 
 
 def trainer(path, *, updates=12, seed=0, validate=lambda model: 1.0, key="run", rate=2e-4,
-            schedule="halving"):
+            schedule="halving", peer=""):
     torch.manual_seed(seed)
-    return Trainer(SRNetwork(TINY, 2), PatchSampler(IMAGES, 2, 8), key=key, seed=seed, updates=updates, batch=2,
-                   checkpoint=path, validate=validate, validations=3, rate=rate, schedule=schedule)
+    model, loss = (build_peer(peer, 2), mae_y) if peer else (SRNetwork(TINY, 2), mae)
+    return Trainer(model, PatchSampler(IMAGES, 2, 8), key=key, seed=seed, updates=updates, batch=2, checkpoint=path,
+                   validate=validate, validations=3, rate=rate, schedule=schedule, loss=loss)
 
 
 def state(path):
@@ -62,6 +66,18 @@ def test_time_limit_then_continued_equals_uninterrupted(tmp_path, schedule):
         if part.fit(show=False, deadline=time.monotonic() + 1e-3):
             break
     assert part.progress.update == 12
+    assert_same_bits(state(tmp_path / "whole.pt"), state(tmp_path / "parts.pt"))
+
+
+@pytest.mark.parametrize("peer", ["srcnn", "carn"])   # CARN has weights that are frozen, and unused ones
+def test_a_peer_that_continues_equals_an_uninterrupted_one(tmp_path, peer):
+    torch.set_num_threads(1)
+    assert trainer(tmp_path / "whole.pt", updates=3, peer=peer).fit(show=False)
+    first = trainer(tmp_path / "parts.pt", updates=3, peer=peer)
+    first._advance()
+    first.save()
+    second = trainer(tmp_path / "parts.pt", updates=3, peer=peer)
+    assert second.progress.update == 1 and second.fit(show=False)
     assert_same_bits(state(tmp_path / "whole.pt"), state(tmp_path / "parts.pt"))
 
 
@@ -132,6 +148,16 @@ def test_training_learns_and_draws_its_curve(tmp_path):
     curve = pd.DataFrame(run.progress.curve)
     assert list(curve["update"]) == [20, 40, 60] and (curve.psnr_y == 42).all()
     assert curve.loss.iloc[-1] < 0.7 * curve.loss.iloc[0]
+
+
+def test_losses_by_hand():
+    std = torch.tensor([0.2, 0.3, 0.1]).reshape(3, 1, 1)
+    hr, error = torch.rand(1, 3, 1, 2), torch.tensor([[0.1, 0.0, 0.0], [0.0, -0.2, 0.3]]).T.reshape(1, 3, 1, 2)
+    unit = 65.481 * 0.2 + 128.553 * 0.3 + 24.966 * 0.1
+    luma = (65.481 * 0.1 + abs(128.553 * -0.2 + 24.966 * 0.3)) / 2 / unit
+    assert mae(hr + error, hr, std).item() == pytest.approx((0.1 / 0.2 + 0.2 / 0.3 + 0.3 / 0.1) / 6, rel=1e-5)
+    assert mae_y(hr + error, hr, std).item() == pytest.approx(luma, rel=1e-5)
+    assert mae(hr + std, hr, std).item() == pytest.approx(1) == mae_y(hr + std, hr, std).item()
 
 
 def test_learning_rate_halves_by_thirds():

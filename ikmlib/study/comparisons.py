@@ -16,7 +16,6 @@ import pandas as pd
 
 from ikmlib import config
 from ikmlib.config import PROFILES, Profile
-from ikmlib.models import cost
 from ikmlib.study import records
 from ikmlib.study.experiments import PARTS, complete, planned
 from ikmlib.study.records import factors, runs_in_words
@@ -72,13 +71,13 @@ def summary(profile: Profile, part: str, sets: Sequence[str], published: pd.Data
     rows = []
     for cell in order:
         mine = of_cell.get(cell, ours.iloc[:0])
-        params, multi_adds = cost(counted[cell].arch, counted[cell].scale)
+        params, multi_adds = counted[cell].cost
         values = {"params_k": (params / 1e3, None), "flops_g": (multi_adds / 1e9, None)}   # ours, deviation over seeds
         for name in shown:
             means = mine[mine["set"] == name].groupby("seed")[["psnr_y", "ssim_y"]].mean()
             for metric in ("psnr", "ssim"):
                 values[f"{name}_{metric}"] = means[f"{metric}_y"].mean(), means[f"{metric}_y"].std()
-        row = dict(zip(names, cell, strict=True)) | {"N_trained": cells[cell].arch.blocks}
+        row = dict(zip(names, cell, strict=True)) | {"N_trained": "" if cells[cell].peer else cells[cell].arch.blocks}
         for quantity, (value, spread) in values.items():
             if published is not None and quantity in published:
                 row[f"{quantity}_paper"] = _of_paper(published[quantity], cell)

@@ -17,7 +17,7 @@ import pandas as pd
 
 from ikmlib import config
 from ikmlib.config import PROFILES, Profile
-from ikmlib.models import ARCHITECTURES, Architecture, cost
+from ikmlib.models import ARCHITECTURES, Architecture
 from ikmlib.study import recipe, records, weights
 from ikmlib.study.records import Run, factors, found
 from ikmlib.study.test_time import test_time_scores
@@ -172,6 +172,20 @@ def table2(profile: Profile) -> Cells:
     return {cell: _final(profile, run) for cell, run in _at_budget(profile, networks).items()}
 
 
+RIVALS = ("SRCNN", "LapSRN", "IDN", "CARN", "IMDN")   # of Table I, that are small enough for three seeds
+
+
+def rival(profile: Profile, name: str) -> Run:
+    """A network of `peers.PEERS` as published, at x2 and a profile's budget."""
+    return replace(Run.of(profile, Architecture(), 0), peer=name)
+
+
+def same_budget(profile: Profile) -> Cells:
+    """Rivals of Table I and its U-HDN (N = 4 at every profile) without and with IKM, all trained alike, x2."""
+    return {(name,): rival(profile, name.lower()) for name in RIVALS} | _at_budget(
+        profile, {("U-HDN",): replace(UHDN, attention="none"), ("U-HDN+IKM",): UHDN})
+
+
 def _final(profile: Profile, run: Run) -> Run:
     """A run of the final models of Tables I and II, which the paper trains longer than its ablations."""
     return replace(run, updates=profile.final_updates or profile.updates)
@@ -207,6 +221,7 @@ PARTS = {
     "table2": Part("03_table2_high_fidelity", ("network",), table2),
     "fig8": Part("07_fig8_model_size", ("N", "U", "C"), fig8),
     "fig5": Part("11_fig5_6_attention_maps", _GRID, fig5),
+    "same_budget": Part("02_table1_lightweight", ("network",), same_budget),
 }
 NOTEBOOKS = tuple(dict.fromkeys(part.notebook for part in PARTS.values()))
 
@@ -254,7 +269,7 @@ PLAN = (
     Row("B", "cpu-long", "controls", THREE, _GAIN), Row("B", "cpu-long", "controls", THREE, _SCALE_OR_CONTEXT),
     Row("B", "cpu-long", "table1", ONE, {"scale": (2,)}),
     Row("B", "cpu-long", "table2", ONE, {"network": ("U-HDN+IKM",)}),
-    Row("C", "cpu", "fig8", THREE),
+    Row("C", "cpu", "fig8", THREE), Row("C", "cpu", "same_budget", THREE),
     Row("D", "cpu", "table3", MORE, _COLUMNS),
     Row("D", "cpu", "controls", MORE, _UHDB_GAIN), Row("D", "cpu", "controls", MORE, _SCALE_OR_CONTEXT),
     Row("D", "cpu-long", "table3", MORE, _COLUMNS),
@@ -378,7 +393,7 @@ def work(profile: Profile | None, *, only: Iterable[str] = (), time_limit: float
 
 def _work(run: Run) -> float:
     """What a run costs, in units that only compare runs: multiply-adds an LR pixel, times pixels seen."""
-    return cost(run.arch, run.scale)[1] * run.scale ** 2 * run.updates * run.batch * run.patch ** 2
+    return run.cost[1] * run.scale ** 2 * run.updates * run.batch * run.patch ** 2
 
 
 def _pace(profiles: Iterable[str]) -> float:
@@ -406,7 +421,7 @@ def status(profile: Profile | None = None) -> pd.DataFrame:
         left = sum(_work(run) * (1 - updates / run.updates) for run, (state, updates) in zip(runs, states, strict=True)
                    if state != "diverged")
         rows.append((row.stage, row.profile, row.notebook, row.part,
-                     "-".join(map(str, sorted({run.arch.blocks for run in row.cells().values()}))),
+                     "-".join(map(str, sorted({run.arch.blocks for run in row.cells().values() if not run.peer}))),
                      " ".join(map(str, row.seeds)), len(runs), sum(run.finished for run in runs),
                      left * pace / 3600 if left else 0.0))
     return pd.DataFrame(rows, columns=["stage", "profile", "notebook", "part", "N", "seeds", "runs", "finished",

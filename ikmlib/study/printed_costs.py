@@ -1,11 +1,18 @@
-"""The costs that Tables I and II print for the other methods, beside the same networks counted now."""
+"""The costs that Tables I and II print for the other methods, beside the same networks counted now, and what it would
+cost to train them."""
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import numpy as np
 import pandas as pd
+import torch
 
 from ikmlib import peers
-from ikmlib.config import PAPER
+from ikmlib.config import PAPER, PROFILES
 from ikmlib.models import complexity
+from ikmlib.study import experiments
+from ikmlib.study.records import Run, record
 
 # Methods whose printed cost and printed PSNR belong to different networks, by their publications; and which
 MIXED = {
@@ -38,7 +45,8 @@ def peer_costs(number: int) -> pd.DataFrame:
         name, scale = row["method"].lower().replace("-", "_").replace("defians", "defian_s"), int(row["scale"])
         if name not in peers.PEERS:   # Bicubic; our own; and MS3-Conv, whose wiring is not known
             continue
-        model = peers.build_peer(name, scale, counted=True)
+        with torch.device("meta"):   # no weights are made
+            model = peers.build_peer(name, scale, counted=True)
         (params, convolutions), (_, everything) = (complexity(model, scale, activations=a) for a in (False, True))
         unit, text = (1e3, row["params_k"]) if number == 1 else (1e6, row["params_m"])
         fits = [word for word, count in (("convolutions", convolutions), ("with activations", everything))
@@ -48,3 +56,19 @@ def peer_costs(number: int) -> pd.DataFrame:
                      everything / 1e9, " and ".join(fits) or "neither", MIXED.get(row["method"], "")))
     return pd.DataFrame(rows, columns=["scale", "method", "params_k_paper", "params_k_ours", "params_fit",
                                        "flops_g_paper", "flops_g_ours", "flops_all_g_ours", "fits", "mixed"])
+
+
+def to_train(networks: Mapping[str, Run]) -> pd.DataFrame:
+    """What one training each of these networks would take at profile `cpu`: method, #Params (K), #FLOPs (G), hours.
+
+    Hours are an estimate: by its multiply-adds, a network takes as long as U-HDN+IKM of the same-budget comparison did,
+    the median of its runs. NaN until these are finished.
+    """
+    cpu = PROFILES["cpu"]
+    known = experiments.complete(experiments.planned(cpu, "same_budget")).query("network == 'U-HDN+IKM'").run
+    hours = np.median([record(run)["train_seconds"] / run.cost[1] for run in known]) / 3600 if len(known) else np.nan
+    rows = []
+    for name, run in networks.items():
+        params, multi_adds = run.cost
+        rows.append((name, params / 1e3, multi_adds / 1e9, multi_adds * hours))
+    return pd.DataFrame(rows, columns=["method", "params_k_ours", "flops_g_ours", "hours"])

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 from ikmlib import config, datasets
 from ikmlib.config import Profile
@@ -29,11 +30,12 @@ from ikmlib.data import centre_crop, training_data
 from ikmlib.fast import keep_memory
 from ikmlib.files import locked, save_torch, write_csv, write_text
 from ikmlib.metrics import psnr_y, ssim_y
-from ikmlib.models import ARCHITECTURES, Architecture, SRNetwork, complexity
-from ikmlib.trainers import Pair, Trainer, TrainingDiverged, load_checkpoint, mean_psnr, pairs, restored
+from ikmlib.models import ARCHITECTURES, Architecture, SRNetwork, complexity, cost
+from ikmlib.peers import OnLuma, build_peer
+from ikmlib.trainers import Pair, Trainer, TrainingDiverged, load_checkpoint, mae, mae_y, mean_psnr, pairs, restored
 
 LEARNING_RATE = 2e-4
-LATER = ("schedule", "reverse")   # fields of a run that came after the first records
+LATER = ("schedule", "reverse", "peer")   # fields of a run that came after the first records
 FALLBACK = {"train": ("embedded-train",), "test": ("embedded-test",)}
 
 
@@ -70,6 +72,7 @@ class Run:
     rate: float = LEARNING_RATE
     schedule: str = "halving"   # how the rate falls, see `trainers.learning_rate`
     reverse: bool = False       # the images of every batch in reverse order: equal but for rounding
+    peer: str = ""              # one of `peers.PEERS`, in place of `arch`, which then means nothing
 
     @classmethod
     def of(cls, profile: Profile, arch: Architecture, seed: int, scale: int = 2) -> Run:
@@ -105,7 +108,7 @@ class Run:
         usual = config.get_profile(self.profile)
         unusual = [f"-{name}{getattr(self, name)}" for name in ("batch", "updates", "rate")
                    if getattr(self, name) != getattr(usual, name)] + ["-reverse"] * self.reverse
-        return f"{slug(self.arch)}{''.join(unusual)}-x{self.scale}-seed{self.seed}-{digest}"
+        return f"{self.peer or slug(self.arch)}{''.join(unusual)}-x{self.scale}-seed{self.seed}-{digest}"
 
     @property
     def folder(self) -> Path:
@@ -130,10 +133,18 @@ class Run:
         """The validation curve of a finished run; columns as in CURVE."""
         return pd.read_csv(self.folder / "curve.csv")
 
-    def build(self) -> SRNetwork:
+    @property
+    def cost(self) -> tuple[int, int]:
+        """(#Params, #FLOPs) of the network, see `models.complexity`."""
+        if not self.peer:
+            return cost(self.arch, self.scale)
+        with torch.device("meta"):
+            return complexity(build_peer(self.peer, self.scale), self.scale)
+
+    def build(self) -> nn.Module:
         """The network, freshly initialised from the seed."""
         torch.manual_seed(self.seed)
-        return SRNetwork(self.arch, self.scale)
+        return build_peer(self.peer, self.scale) if self.peer else SRNetwork(self.arch, self.scale)
 
 
 def found(runs: Iterable[Run]) -> list[Run]:
@@ -204,7 +215,7 @@ def provenance(run: Run, trainer: Trainer, left_out: tuple[str, ...]) -> dict:
     }
 
 
-def score(run: Run, model: SRNetwork) -> pd.DataFrame:
+def score(run: Run, model: nn.Module) -> pd.DataFrame:
     """Every image of every installed test set, under both conventions of Y; done once, after training."""
     rows = []
     for set_name, images in test_pairs(config.get_profile(run.profile), run.data, run.scale).items():
@@ -240,9 +251,10 @@ def train(run: Run, *, deadline: float | None = None, show: bool = True, device:
         sampler, validation, left_out = training_data(run.data, run.scale, run.patch, str(device))
         keep_memory()
         checkpoint, images = run.folder / "checkpoint.pt", list(pairs(validation, run.scale))
+        model = run.build().to(device)
         trainer = Trainer(
-            run.build().to(device), sampler, key=run.id, seed=run.seed, updates=run.updates, batch=run.batch,
-            rate=run.rate, schedule=run.schedule, reverse=run.reverse,
+            model, sampler, key=run.id, seed=run.seed, updates=run.updates, batch=run.batch, rate=run.rate,
+            schedule=run.schedule, reverse=run.reverse, loss=mae_y if isinstance(model, OnLuma) else mae,
             checkpoint=checkpoint, validations=config.get_profile(run.profile).validations,
             validate=lambda model: mean_psnr(model, images, run.scale))
         try:
@@ -287,12 +299,14 @@ def read_record(folder: Path) -> dict:
 
 
 def all_records(profile: Profile) -> pd.DataFrame:
-    """A row a finished run of a profile: its record, the spec's fields flattened; tuples are joined by spaces."""
+    """A row a finished run of a profile: its record, the spec's fields flattened; tuples are joined by spaces. Where
+    `peer` names the network, the fields of an architecture are left out."""
     rows = []
     for path in sorted((config.results_root() / profile.name / "runs").glob("*/run.json")):
         entry = json.loads(path.read_text())
         spec = entry.pop("spec")
-        flat = {**entry, **spec.pop("arch"), **spec}
+        arch = spec.pop("arch")
+        flat = {**entry, **({} if spec.get("peer") else arch), **spec}
         rows.append({k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in flat.items()})
     return pd.DataFrame(rows)
 

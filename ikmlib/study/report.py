@@ -186,7 +186,7 @@ def figure_claims():
     axes.errorbar([], [], xerr=[], fmt="o", color="C0", capsize=2, label="ours, 95 % interval")
     axes.set_yticks(range(len(table)), [claims.in_words(claim) for claim in table.claim], fontsize=10)
     axes.set_ylim(len(table) - 0.5, -0.5)
-    axes.set(xlabel="PSNR difference that the claim is about (dB)", xlim=(-0.2, 0.2))
+    axes.set(xlabel="PSNR difference that the claim is about (dB; larger ones lie outside)", xlim=(-0.2, 0.2))
     axes.grid(False, axis="y")
     figure.legend(ncols=2, loc="outside lower center", fontsize=10)
     return figure

@@ -17,7 +17,7 @@ from ikmlib.study.processes import places, programs
 
 NOTEBOOKS = ROOT / "notebooks"
 AT_ONCE = 4                  # notebooks executed at the same time, at most
-ALONE = ("08", "13", "99")   # they measure times, or read what the others wrote: after the others, one by one
+ALONE = ("02", "08", "13", "99")   # they measure times, or read what the others wrote: after the others, one by one
 
 
 def find_notebooks(only: Sequence[str] = ()) -> list[Path]:

@@ -70,7 +70,7 @@ def load(path: str | Path) -> tuple[SRNetwork, dict]:
             record = json.loads((file.metadata() or {})[METADATA])
             state = {name: file.get_tensor(name) for name in file.keys()}
         run = Run.from_record(record)
-        model = SRNetwork(run.arch, run.scale)
+        model = run.build()
         model.load_state_dict(state)   # strict: missing and unexpected keys and wrong shapes are errors
     except (SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} holds no network of this project ({type(error).__name__}: {error})") from error
