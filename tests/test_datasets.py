@@ -15,7 +15,7 @@ from PIL import Image
 
 from ikmlib import config, datasets, files
 from ikmlib.datasets import SETS, FetchError, File
-from ikmlib.study import runner
+from ikmlib.study import processes, runner
 
 NAMES = ("baby", "bird", "butterfly", "head", "woman")
 
@@ -173,14 +173,13 @@ def test_own_bsd100_and_manga109(own):
 
 def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path, tiny):
     monkeypatch.setenv("HOME", str(tmp_path))
-    for variable in runner.PLACES:
+    for variable in ("IKM_RESULTS", "IKM_DATA", "IKM_CACHE"):
         monkeypatch.setenv(variable, f"~/{variable}")
     put(tmp_path / "IKM_DATA" / "Set5", tiny)
     assert config.results_root() == tmp_path / "IKM_RESULTS" and config.cache_root() == tmp_path / "IKM_CACHE"
     assert datasets.locate("Set5") == tmp_path / "IKM_DATA" / "Set5"
-    with runner._kernel_environment():
-        assert os.environ["IKM_DATA"] == str(tmp_path / "IKM_DATA")
-    assert runner._portable(f"{tmp_path}/IKM_DATA/Set5") == "$IKM_DATA/Set5"
+    assert processes.places()["IKM_DATA"] == str(tmp_path / "IKM_DATA")   # what the kernels of notebooks get
+    assert runner.portable(f"{tmp_path}/IKM_DATA/Set5") == "$IKM_DATA/Set5"
 
 
 @pytest.mark.parametrize("place", ["a file", "~/.cache/ikm"])
