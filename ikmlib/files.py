@@ -91,7 +91,8 @@ def reading(path: Path) -> Iterator[None]:
     except OSError:
         raise
     except Exception as error:   # a file that was edited by hand may hold anything
-        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error})") from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{path} is damaged or of another kind ({reason})") from error
 
 
 def read_json(path: Path, *keys: str) -> dict:

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from ikmlib import config
-from ikmlib.files import locked, read_csv, read_json, write_bytes, write_text
+from ikmlib.files import locked, read_csv, read_json, reading, write_bytes, write_text
 from ikmlib.models import SRNetwork
 from ikmlib.study.records import Run, default_device, read_record
 from ikmlib.trainers import load_checkpoint
@@ -65,7 +65,7 @@ def load(path: str | Path) -> tuple[SRNetwork, dict]:
     digest, listed = hashlib.sha256(path.read_bytes()).hexdigest(), index(path.parent)
     if listed and digest != (expected := listed.get(path.name, {}).get("sha256", "nothing")):
         raise ValueError(f"{path} has sha256 {digest}, the index.json beside it lists {expected}")
-    try:
+    with reading(path):
         with safe_open(path, "pt") as file:
             record = json.loads((file.metadata() or {})[METADATA])
             state = {name: file.get_tensor(name) for name in file.keys()}
@@ -74,8 +74,6 @@ def load(path: str | Path) -> tuple[SRNetwork, dict]:
         model.load_state_dict(state)   # strict: missing and unexpected keys and wrong shapes are errors
         if not all(tensor.isfinite().all() for tensor in state.values()):
             raise ValueError("numbers that are not finite")
-    except Exception as error:   # metadata may hold anything
-        raise ValueError(f"{path} holds no network of this project ({type(error).__name__}: {error})") from error
     return model.eval(), record
 
 
