@@ -107,16 +107,37 @@ def killed_commands(folder: Path, kills: int, whole: dict) -> tuple[int, int]:
     return total, lost
 
 
-def full_disk(root: Path, whole: dict, size: int) -> tuple[str, int]:
-    """Training on a disk of so many kB, which then grows: the file that could not be written, and what was lost."""
-    root.mkdir(exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", root], check=True)
+def full_disk(root: Path, words, writes: int) -> tuple[int, str]:
+    """A command on a disk that is full from its n-th write on: exit code, and the file that its error names."""
+    filler = root / "filler"
+
+    def prepare():
+        write, left = files.write_bytes, iter(range(writes))
+
+        def full(path, data):
+            if next(left, None) is None and not filler.exists():
+                disk = os.statvfs(root)
+                filler.write_bytes(bytes(disk.f_bavail * disk.f_frsize))
+            write(path, data)
+
+        files.write_bytes = full
+
+    code = end(start(words, root, prepare))
+    filler.unlink(missing_ok=True)
+    said = re.search(r"error: .*No space left on device: '.*/(.+?)'", Path(f"{root}.log").read_text())
+    return code, said[1] if said else ""
+
+
+def full_disks(root: Path, whole: dict) -> tuple[int, int, str]:
+    """Training, then a report, on a small disk that is full: (faults, lost, the files)."""
+    root.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", root], check=True)
     try:
-        code = end(start(TRAIN, root))
-        said = re.search(r"No space left on device: '.*/(.+?)'", Path(f"{root}.log").read_text())
-        subprocess.run(["mount", "-o", "remount,size=1g", root], check=True)
-        lost = (code != 0) != bool(said) or end(start(TRAIN, root)) != 0 or outcome(root) != whole
-        return said[1] if said else "", lost
+        found = [full_disk(root, TRAIN, writes) for writes in (12, 2, 3, 4, 0, 99)]   # at each file of a run
+        found += [full_disk(root, ("report", *SMOKE), writes) for writes in range(6)]
+        lost = (outcome(root) != whole) + sum((code, bool(name)) not in ((2, True), (0, False)) for code, name in found)
+        names = Counter(name for _, name in found if name)
+        return names.total(), lost, ", ".join(sorted(names))
     finally:
         subprocess.run(["umount", root], check=True)
 
@@ -156,12 +177,12 @@ def rows(folder: Path):
     kills, lost = killed(folder / "script", lambda: subprocess.Popen(script, env=own, stdout=-3, stderr=-3).pid, 40, 3)
     yield ("all processes of run_all.sh killed at once", kills, lost + (outcome(folder / "script") != whole),
            "training, notebook and report, at random instants")
-    tried = Counter(full_disk(folder / "disk", whole, random.randint(100, 16_000)) for _ in range(10))
-    names = ", ".join(sorted({name for name, _ in tried if name}))
-    yield "disk full", sum(tried.values()), sum(n for (_, lost), n in tried.items() if lost), f"in writing {names}"
-    both = [start(TRAIN, folder / "shared") for _ in range(2)]
-    lost = sum(map(end, both)) + (outcome(folder / "shared") != whole)
-    yield "two workers on one results folder", 1, lost, "each run trained by one of them"
+    faults, lost, names = full_disks(folder / "disk", whole)
+    yield "disk full", faults, lost, f"a small tmpfs; in writing {names}; then continued to the end"
+    lost = 0
+    for root_of_two in (folder / f"shared{i}" for i in range(5)):
+        lost += sum(map(end, [start(TRAIN, root_of_two) for _ in range(2)])) + (outcome(root_of_two) != whole)
+    yield "two workers on one results folder", 5, lost, "they share the runs"
     clock = lambda: setattr(time, "gmtime", lambda: time.struct_time((1970, 1, 1, 0, 0, 0, 3, 1, 0)))  # noqa: E731
     end(start(TRAIN, folder / "clock", deadly_write))
     for path in (folder / "clock").rglob("*"):
