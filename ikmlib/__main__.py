@@ -1,5 +1,5 @@
-"""Command line: `python -m ikmlib run|train|status|data|report|weights|upscale`. On a bare machine `--help` and `run
---dry-run` have to work, so that all other imports are inside the commands."""
+"""Command line: `python -m ikmlib run|train|status|data|report|verify|weights|upscale`. On a bare machine `--help` and
+`run --dry-run` have to work, so that all other imports are inside the commands."""
 from __future__ import annotations
 
 import argparse
@@ -42,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("action", choices=("fetch", "verify"))
     sub.add_argument("sets", nargs="*", help="default: T91, BSDS500 and the benchmarks that may be downloaded")
     command(report, profile)
+    command(verify)
     sub = command(weights)
     sub.add_argument("action", choices=("export", "list"))
     sub.add_argument("runs", nargs="*", type=Path, metavar="RUN_FOLDER", help="of export: results/<profile>/runs/<id>")
@@ -56,6 +57,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code. Errors that a user can mend are one line on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")   # whatever the locale
     args, unknown = _parser().parse_known_args(argv)
     if unknown:
         args.parser.error(f"unknown: {' '.join(unknown)}")   # with the usage of this very command
@@ -130,6 +133,16 @@ def report(args: argparse.Namespace) -> None:
     """write a profile's REPORT.md and report.html, and the REPORT.md over all profiles"""
     from ikmlib.study import report
     print(report.write_report(args.profile or "auto"), report.write_overall(), sep="\n")
+
+
+def verify(args: argparse.Namespace) -> int:
+    """check every run's records, and every file of weights, and name those that are damaged or do not fit"""
+    from ikmlib import files
+    from ikmlib.study import records, weights
+    wrong = files.refused(weights.load, [weights.folder() / name for name in weights.index()])
+    wrong += files.refused(records.all_records, config.PROFILES.values())
+    print(*wrong or ["nothing is wrong"], sep="\n")
+    return int(bool(wrong))
 
 
 def weights(args: argparse.Namespace) -> None:

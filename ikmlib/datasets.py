@@ -138,12 +138,6 @@ def is_installed(name: str) -> bool:
     return status(name).installed
 
 
-def locate(name: str) -> Path | None:
-    """The folder that holds the complete set `name`, or None; raises as `status` does."""
-    here = status(name)
-    return here.root if here.installed else None
-
-
 def paths(name: str) -> list[Path]:
     """The image files of the set `name`, sorted. Raises FileNotFoundError, saying what to do, if it is not there."""
     return list(_installed(name).files)

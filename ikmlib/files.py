@@ -1,14 +1,18 @@
-"""Files that are always whole: the old one or the new one, also after a kill, written here or downloaded."""
+"""Files that are always whole: the old one or the new one, also after a kill or a power cut, written here or
+downloaded; and one clear line for those that are not."""
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
+import json
 import os
 import shutil
 import time
+import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 from urllib.request import Request, urlopen
@@ -20,55 +24,101 @@ ATTEMPTS, PAUSE, TIMEOUT = 4, 1.0, 30   # of a download; seconds of pause (doubl
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` to write to; it takes the place of `path` if the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
 def locked(path: Path, *, wait: bool) -> Iterator[bool]:
     """Within the block no other process holds `path`, a lock file; False, if not told to `wait`, where one does.
 
-    The operating system frees the lock however the process ends.
+    The operating system frees the lock however the process ends. Where the file system has no locks, it warns.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
+    mine = True
+    with open(path, "wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            yield False
-        else:
-            yield True
+            mine = False
+        except OSError as error:
+            warnings.warn(f"{path} cannot be locked ({error.strerror}): only one process may write here", stacklevel=3)
+        yield mine
+
+
+def _sync(path: Path) -> None:
+    """Have the system write a file or a folder to the disk now."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a whole file, see `replacing`; its folder is made if it is not there."""
-    with replacing(path) as temporary:
+    """Write to a temporary file beside `path`, which then takes its place. OSError, with the path, if that fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
         temporary.write_bytes(data)
+        _sync(temporary)   # before it gets its name: a power cut finds the old file or the new one
+        os.replace(temporary, path)
+    except OSError as error:   # such as a full disk; Python does not name the file then
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    with suppress(OSError):   # some file systems do not know this of folders
+        _sync(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, see `replacing`."""
+    """Write a text file in UTF-8 by `write_bytes`."""
     write_bytes(path, text.encode())
 
 
 def write_csv(path: Path, frame: pd.DataFrame) -> None:
-    """Write a table with six decimals and without its index, see `replacing`."""
+    """Write a table with six decimals and without its index by `write_bytes`."""
     write_text(path, frame.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
 
 
 def save_torch(state: dict, path: Path) -> None:
-    """`torch.save`, see `replacing`."""
+    """`torch.save` by `write_bytes`."""
     import torch
 
-    with replacing(path) as temporary:
-        torch.save(state, temporary)
+    data = io.BytesIO()
+    torch.save(state, data)
+    write_bytes(path, data.getvalue())
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Whatever goes wrong in the block with the contents of a file becomes ValueError, in one line that names it."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:   # a file that was edited by hand may hold anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{path} is damaged or of another kind ({reason})") from error
+
+
+def read_json(path: Path, *keys: str) -> dict:
+    """A JSON file that holds an object with these keys. Raises OSError and ValueError."""
+    with reading(path):
+        found = json.loads(path.read_bytes())
+        return {**found, **{key: found[key] for key in keys}}
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """A CSV file; names of images are text. Raises OSError and ValueError."""
+    with reading(path):
+        return pd.read_csv(path, dtype={"image": str})
+
+
+def refused(check: Callable, things: Iterable) -> list[str]:
+    """The messages of the errors that `check` raises at some of the things."""
+    lines = []
+    for thing in things:
+        try:
+            check(thing)
+        except (OSError, ValueError) as error:
+            lines += str(error).splitlines()
+    return lines
 
 
 def sha256(path: Path) -> str:
@@ -93,6 +143,7 @@ def download(path: Path, urls: Sequence[str], size: int, digest: str) -> None:
         try:
             _continue(part, url, size)
             if (found := sha256(part)) == digest:
+                _sync(part)
                 return os.replace(part, path)
             part.unlink()   # perhaps it began as another file: the next attempt takes the whole
             reason = f"sha256 {found} instead of {digest}"

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
+from hypothesis import strategies as st
 
 from ikmlib import config
 from ikmlib.models import Architecture
@@ -32,6 +33,15 @@ TINY = Architecture(blocks=1, depths=(1, 1), channels=8, growth=4)
 def tiny(seed=0, updates=6, attention="ikm"):
     """A run of a fraction of a second."""
     return Run("smoke", replace(TINY, attention=attention), 2, seed, updates, 2, 8, ("embedded-train",))
+
+
+@st.composite
+def garbled(draw, good: bytes) -> bytes:
+    """The contents of a file, cut somewhere, with some bytes changed."""
+    data = bytearray(good[:draw(st.sampled_from([len(good), len(good)]) | st.integers(0, len(good)))])
+    for at, value in draw(st.lists(st.tuples(st.integers(0, len(good)), st.integers(0, 255)), max_size=8)):
+        data[at:at + 1] = bytes([value])
+    return bytes(data)
 
 
 def code(notebook: Path) -> list[str]:

@@ -1,4 +1,5 @@
 """The command line: what works, what is refused, and what it may import."""
+import importlib.util
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import torch
 
 from ikmlib import config, datasets
 from ikmlib.__main__ import main
-from ikmlib.study import experiments, records
+from ikmlib.study import experiments, notebook, records
 
 BLOCKED = ("matplotlib", "seaborn", "papermill", "IPython", "ipykernel", "jupyterlab", "nbconvert", "nbformat",
            "notebook")
@@ -67,13 +68,36 @@ def test_status_is_the_plan_with_the_hours_left(results, capsys):
 
 
 @pytest.mark.parametrize("command", ["status", "train"])
-def test_an_unreadable_checkpoint_is_named(results, capsys, command):
+@pytest.mark.parametrize(("name", "why"), [("checkpoint.pt", "delete it"), ("run.json", "is damaged"),
+                                           ("diverged.json", "is damaged")])
+def test_an_unreadable_file_of_a_run_is_named(results, capsys, command, name, why):
     run = experiments.queue(config.PROFILES["smoke"])[0]
     run.folder.mkdir(parents=True)
-    (run.folder / "checkpoint.pt").write_bytes(b"junk")
+    (run.folder / name).write_bytes(b"junk")
     assert main([command, "--profile", "smoke"] + ["--jobs", "1"] * (command == "train")) == 2
     error = capsys.readouterr().err
-    assert f"{run.id}/checkpoint.pt" in error and "delete it" in error
+    assert f"{run.id}/{name}" in error and why in error and len(error.splitlines()) == 1
+
+
+def test_files_and_output_are_utf_8_whatever_the_locale(results):
+    page = notebook.open_page("99_report", profile="smoke")
+    page.verdict("C1", paper="Größe …", ours="−0.1", verdict="mixed", because="–", any_profile=True)
+    done = subprocess.run([sys.executable, "-m", "ikmlib", "report", "--profile", "smoke"], capture_output=True,
+                          env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
+    assert done.returncode == 0, done.stderr.decode()
+    for name in ("REPORT.md", "report.html", "claims.csv"):
+        assert "Größe …" in (results / "smoke" / name).read_text("utf-8")
+
+
+@pytest.mark.slow
+def test_training_killed_at_random_instants_and_writes_loses_nothing(tmp_path):
+    spec = importlib.util.spec_from_file_location("reliability", config.ROOT / "tools" / "reliability.py")
+    reliability = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reliability)
+    assert reliability.end(reliability.start(reliability.TRAIN, tmp_path / "whole")) == 0
+    whole = reliability.outcome(tmp_path / "whole")
+    kills, lost = reliability.killed_commands(tmp_path, 5, whole)
+    assert len(whole) == 4 and kills >= 5 and lost == 0
 
 
 def test_train_shares_the_queue_between_processes(results, capfd, monkeypatch):

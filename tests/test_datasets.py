@@ -98,7 +98,7 @@ def test_val_is_bsd100_and_never_training(own, layout):
     (own / "here/BSDS500").rename(own / layout)
     assert {p.parent.name for p in datasets.paths("BSDS500")} == {"train", "test"}
     assert {p.parent.name for p in datasets.paths("BSD100")} == {"val"}
-    assert datasets.locate("BSDS500") == own / layout and len(datasets.paths("BSDS500")) == 400
+    assert datasets.status("BSDS500").root == own / layout and len(datasets.paths("BSDS500")) == 400
 
 
 def test_other_folders_do_not_serve_as_a_training_set(own):
@@ -116,7 +116,7 @@ def test_embedded_photographs_need_no_network(monkeypatch):
                       "rocket": (427, 640, 3), "chelsea": (300, 451, 3), "coffee": (400, 600, 3)}   # and no name twice
     assert splits["train"]["astronaut"][0, 0].tolist() == [154, 147, 151]
     assert set(datasets.verify("embedded-test").state) == {"ok"}
-    assert datasets.fetch("embedded-test") == datasets.locate("embedded-test")
+    assert datasets.fetch("embedded-test") == datasets.status("embedded-test").root
 
 
 # --- finding and reading --------------------------------------------------------------------------------------------
@@ -125,16 +125,16 @@ def test_embedded_photographs_need_no_network(monkeypatch):
 def test_the_first_complete_place_serves(own, tiny, tmp_path, monkeypatch):
     assert not datasets.status("Set5").files and datasets.verify("Set5").state.tolist() == ["missing"] * 5
     put(own / "Set5", dict(list(tiny.items())[:3]))
-    assert len(datasets.status("Set5").files) == 3 and datasets.locate("Set5") is None
+    assert len(datasets.status("Set5").files) == 3 and not datasets.is_installed("Set5")
     with pytest.raises(FileNotFoundError, match=r"3 of 5 images are in .*Set5\. .*ikmlib data fetch Set5.*IKM_DATA"):
         datasets.load("Set5")
     put(tmp_path / "cache" / "Set5", tiny)
-    assert datasets.locate("Set5") == tmp_path / "cache" / "Set5"
+    assert datasets.status("Set5").root == tmp_path / "cache" / "Set5"
     put(own / "Set5", {f"{i}.png": b"x" for i in range(7)})   # more than a copy has
-    assert datasets.locate("Set5") == tmp_path / "cache" / "Set5"
+    assert datasets.status("Set5").root == tmp_path / "cache" / "Set5"
     put(own / "Set5", tiny)
     images = datasets.load("Set5")
-    assert datasets.locate("Set5") == own / "Set5" and list(images) == list(NAMES)
+    assert datasets.status("Set5").root == own / "Set5" and list(images) == list(NAMES)
     assert np.array_equal(images["bird"], np.random.default_rng(1).integers(0, 256, (24, 24, 3), dtype=np.uint8))
     with pytest.raises(ValueError, match="'set5'; allowed: Set5, Set14"):
         datasets.paths("set5")
@@ -159,7 +159,7 @@ def test_a_copy_of_the_users_own(own, tiny, folder):
 
 def test_own_bsd100_and_manga109(own):
     put(own / "BSD100", {f"{i:03d}.PNG": b"x" for i in range(100)})
-    assert datasets.locate("BSD100") == own / "BSD100" and set(datasets.verify("BSD100").state) == {"corrupt"}
+    assert datasets.status("BSD100").root == own / "BSD100" and set(datasets.verify("BSD100").state) == {"corrupt"}
     put(own / "Manga109", {f"{i:03d}.jpg": encoded(0, "jpeg") for i in range(108)})
     for action in (datasets.paths, datasets.verify):
         with pytest.raises(FileNotFoundError, match="108 of 109 .*may not be redistributed") as error:
@@ -177,8 +177,8 @@ def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path, tiny):
         monkeypatch.setenv(variable, f"~/{variable}")
     put(tmp_path / "IKM_DATA" / "Set5", tiny)
     assert config.results_root() == tmp_path / "IKM_RESULTS" and config.cache_root() == tmp_path / "IKM_CACHE"
-    assert datasets.locate("Set5") == tmp_path / "IKM_DATA" / "Set5"
-    assert processes.places()["IKM_DATA"] == str(tmp_path / "IKM_DATA")
+    assert datasets.status("Set5").root == tmp_path / "IKM_DATA" / "Set5"
+    assert processes.places()["IKM_DATA"] == str(tmp_path / "IKM_DATA")   # what the kernels of notebooks get
     assert runner.portable(f"{tmp_path}/IKM_DATA/Set5") == "$IKM_DATA/Set5"
 
 

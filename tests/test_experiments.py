@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from conftest import tiny
 
+from ikmlib import files
 from ikmlib.config import PROFILES
 from ikmlib.models import ARCHITECTURES, SRNetwork, complexity
 from ikmlib.study import experiments, recipe, records, weights
@@ -143,16 +144,18 @@ def test_diverged_runs_are_reported_and_others_go_on(results, monkeypatch):
 
 
 def test_status_knows_what_is_left(results, monkeypatch):
-    done, begun, missing = tiny(), tiny(seed=1, updates=400), tiny(seed=2, updates=12)
+    done, begun, missing, failed = tiny(), tiny(seed=1, updates=400), tiny(seed=2, updates=12), tiny(seed=3)
+    files.write_text(failed.folder / "diverged.json", '{"update": 3}')
     records.train(done, show=False)
     records.train(begun, show=False, deadline=__import__("time").monotonic() + 0.3)
-    runs = {"table3": [done, begun], "fig9": [done, missing]}
+    runs = {"table3": [done, begun], "fig9": [done, missing, failed]}
     monkeypatch.setattr(experiments, "PLAN", (experiments.Row("smoke", "smoke", "table3", (0,)),
                                               experiments.Row("smoke", "smoke", "fig9", (0,))))
     monkeypatch.setattr(experiments.Row, "runs", lambda row, seed: runs[row.part])
     table = experiments.status(SMOKE).set_index("part")
-    assert list(table.runs) == [2, 1] and list(table.finished) == [1, 0]   # a shared run counts once
-    spent, (_, updates) = records.record(done)["train_seconds"], records.state(begun)
+    assert list(table.runs) == [2, 2] and list(table.finished) == [1, 0]   # a shared run counts once
+    assert list(table.diverged) == [0, 1]
+    spent, (_, updates) = records.read_record(done.folder)["train_seconds"], records.state(begun)
     assert 0 < updates < 400 and table.hours_left["fig9"] == pytest.approx(2 * spent / 3600)
     assert table.hours_left["table3"] == pytest.approx((400 - updates) / 6 * spent / 3600)
 

@@ -6,6 +6,9 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
+from conftest import garbled
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageCms, PngImagePlugin
 
 from ikmlib.pictures import read
@@ -127,6 +130,21 @@ def test_what_cannot_be_read_is_named(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"{name} {message}"):
         read(tmp_path / name)
+
+
+FUZZED = [encoded(Image.fromarray(RGB), kind) for kind in (
+    "AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP")]
+
+
+@pytest.mark.filterwarnings("ignore")
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.sampled_from(FUZZED).flatmap(garbled))
+def test_a_garbled_picture_is_read_or_refused_in_one_line(tmp_path, data):
+    (tmp_path / "a").write_bytes(data)
+    try:
+        assert read(tmp_path / "a").mode in ("L", "LA", "RGB", "RGBA")
+    except ValueError as error:
+        assert str(error).startswith(f"{tmp_path / 'a'} ") and len(str(error).splitlines()) == 1
 
 
 def test_a_thumbnail_page_does_not_count_wherever_it_is(tmp_path):

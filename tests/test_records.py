@@ -1,18 +1,26 @@
 """Runs: trained once, scored once, locked; committed records are what their specs say."""
+import errno
 import fcntl
 import json
+import os
+import re
+import resource
+import shutil
+import subprocess
 from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY, tiny
+from conftest import TINY, garbled, tiny
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from ikmlib import config, datasets
+from ikmlib import config, datasets, files
+from ikmlib.__main__ import main
 from ikmlib.config import PROFILES
 from ikmlib.metrics import psnr_y, ssim_y
-from ikmlib.models import ARCHITECTURES, Architecture
+from ikmlib.models import ARCHITECTURES
 from ikmlib.study import records
 from ikmlib.study.records import Run
 from ikmlib.trainers import Trainer, TrainingDiverged, evaluate, mae, mae_y, pairs, restored
@@ -45,7 +53,7 @@ def test_slugs_are_readable():
 def test_a_run_is_trained_and_scored_once(results, monkeypatch):
     run = tiny()
     assert records.train(run, show=False) and run.finished
-    record = records.record(run)
+    record = records.read_record(run.folder)
     assert record["id"] == run.id and record["spec"] == run.spec and record["params"] == sum(
         p.numel() for p in run.build().parameters())
     for key in ("git_commit", "device", "torch", "finished_utc", "data_sha256", "updates_per_second"):
@@ -103,7 +111,7 @@ def test_a_network_of_luma_learns_luma_and_records_say_which_peer_it_was(results
     monkeypatch.setattr(records, "Trainer", lambda *words, **options: losses.append(options["loss"]) or Trainer(
         *words, **options))
     assert records.train(run, show=False) and losses == [loss]
-    record = records.record(run)
+    record = records.read_record(run.folder)
     assert Run.from_record(record) == run and record["spec"]["peer"] == peer
     assert (record["params"], record["multi_adds"]) == run.cost and run.cost[0] == (params or run.cost[0])
     assert ("block" in records.all_records(SMOKE)) is (peer == "")
@@ -111,7 +119,7 @@ def test_a_network_of_luma_learns_luma_and_records_say_which_peer_it_was(results
 
 
 def test_a_peer_changes_the_id_and_its_absence_is_left_out_of_it():
-    run = Run.of(PROFILES["cpu"], Architecture(), 0)
+    run = Run.of(PROFILES["cpu"], ARCHITECTURES["uhdn"], 0)
     assert replace(run, peer="imdn").id.startswith("imdn-x2-seed0-") and run.id == "uhdn-ikm-x2-seed0-a265f239"
 
 
@@ -135,19 +143,159 @@ def test_missing_training_sets_fall_back_to_embedded_images_and_say_so(results, 
     assert records.found([asked]) == [asked]   # finished elsewhere: its record serves, the images are not needed
 
 
+# --- what may go wrong ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A results folder with two finished runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IKM_RESULTS", str(folder := tmp_path_factory.mktemp("trained")))
+        for seed in (0, 1):
+            records.train(tiny(seed), show=False)
+        return folder
+
+
+@pytest.fixture
+def two_runs(trained, results):
+    return shutil.copytree(trained, results, dirs_exist_ok=True)
+
+
+@pytest.mark.parametrize(("name", "old", "new", "why"), [
+    ("run.json", r"(?s).*", "", r"/run.json is damaged .*\(JSONDecodeError"),
+    ("run.json", r"(?s).{99}$", "", r"/run.json is damaged .*\(JSONDecodeError"),
+    ("run.json", r"(?s).*", "[]", r"/run.json is damaged .*\(TypeError"),
+    ("run.json", '"spec"', '"sepc"', "/run.json is damaged .*spec"),
+    ("run.json", '"seed": 0', '"seed": 7', "/run.json is damaged .*its spec is that of .*-seed7-"),
+    ("run.json", '"channels": 8', '"channels": "8"', "/run.json is damaged"),
+    ("run.json", '"attention"', '"attentoin"', "/run.json is damaged .*attentoin"),
+    ("scores.csv", None, None, "No such file .*/scores.csv"),
+    ("scores.csv", r"(?s).*", "", r"/scores.csv is damaged .*\(EmptyDataError"),
+    ("scores.csv", r"\n[^\n]*\n$", "\n", "does not have every image of its sets once"),
+    ("scores.csv", r"(\n[^\n]*\n)$", r"\1\1", "does not have every image of its sets once"),
+    ("scores.csv", r",\d+\.\d+\n", ",\n", "missing or infinite"),
+    ("scores.csv", r"embedded-test", "Set6", "Set6"),
+    ("scores.csv", r"\d\n", "0\n", "was changed after the run"),
+    ("curve.csv", r"\n6,[^\n]*\n", "\n", "does not end at update 6"),
+])
+def test_what_is_wrong_with_a_record_is_found_and_the_report_refuses_it(two_runs, capsys, name, old, new, why):
+    assert main(["verify"]) == 0 and capsys.readouterr().out == "nothing is wrong\n"
+    path = tiny().folder / name
+    if old is None:
+        path.unlink()
+    else:
+        path.write_text(re.sub(old, new, path.read_text(), count=1))
+    before = sorted(two_runs.rglob("*"))
+    assert main(["verify"]) == 1
+    line, = capsys.readouterr().out.splitlines()
+    assert re.search(why, line) and tiny().id in line
+    assert main(["report", "--profile", "smoke"]) == 2 and sorted(two_runs.rglob("*")) == before
+    line, = capsys.readouterr().err.splitlines()
+    assert re.search(why, line) and tiny().id in line
+
+
+def test_mixed_versions_are_refused(two_runs):
+    for run, version in ((tiny(), "2.12.1+cpu"), (tiny(seed=1), "2.13.0")):
+        files.write_text(run.folder / "run.json", json.dumps(records.read_record(run.folder) | {"torch": version}))
+    with pytest.raises(ValueError, match="smoke: runs on embedded-train of mixed versions: torch 2.12.1, .*2.13"):
+        records.all_records(SMOKE)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), name=st.sampled_from(["run.json", "scores.csv", "curve.csv"]))
+def test_a_garbled_record_is_read_or_refused_in_one_line(two_runs, data, name):
+    run = tiny()
+    good = (run.folder / name).read_bytes()
+    (run.folder / name).write_bytes(data.draw(garbled(good)))
+    for line in files.refused(records.check, [run.folder / "run.json"]):
+        assert str(run.folder) in line
+    (run.folder / name).write_bytes(good)
+
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers(-9, 9) | st.floats() | st.text(max_size=3),
+                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3))
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(key=st.sampled_from([*tiny().spec, *tiny().spec["arch"]]), value=JSON)
+def test_a_spec_of_any_values_is_that_of_the_folder_or_refused_in_one_line(results, key, value):
+    spec = tiny().spec
+    (spec if key in spec else spec["arch"])[key] = value
+    path = tiny().folder / "diverged.json"
+    record = {"id": tiny().id, "profile": "smoke", "spec": spec, "torch": "2", "data_sha256": ""}
+    files.write_text(path, json.dumps(record))
+    lines = files.refused(records.check, [path])
+    assert len(lines) <= 1 and (lines or spec == tiny().spec or Run.from_record(files.read_json(path)).id == tiny().id)
+
+
+def test_a_file_is_on_the_disk_before_it_gets_its_name(results, monkeypatch):
+    done = []
+    monkeypatch.setattr(os, "fsync", lambda file: done.append(os.readlink(f"/proc/self/fd/{file}")))
+    monkeypatch.setattr(os, "replace", lambda *words: done.append(words))
+    files.write_text(results / "a", "x")
+    written, (renamed, target), folder = done
+    assert written == str(renamed) and target == results / "a" and folder == str(results)
+
+
+def test_a_full_disk_is_named_and_leaves_the_old_file(results):
+    run = tiny()
+    assert not records.train(run, show=False, deadline=0.0)
+    before = (run.folder / "checkpoint.pt").read_bytes()
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:   # a limit of files in the place of one of the disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, unlimited[1]))
+        with pytest.raises(OSError, match=f"{run.folder}/checkpoint.pt"):
+            records.train(run, show=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert (run.folder / "checkpoint.pt").read_bytes() == before and not list(run.folder.glob(".c*"))
+    assert records.train(run, show=False)
+
+
+def test_a_file_system_without_locks_is_named_and_serves_one_process(results, monkeypatch):
+    def flock(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.warns(UserWarning, match=f"{tiny().folder}/.lock cannot be locked .No locks available.: only one"):
+        assert records.train(tiny(), show=False)
+
+
+def test_the_commit_is_of_the_project_s_own_repository(tmp_path, monkeypatch):
+    def commit(folder):
+        git = ["git", "-C", folder, "-c", "user.name=a", "-c", "user.email=a"]
+        for words in ("init -q", "commit -q --allow-empty -m a", "rev-parse --short=12 HEAD"):
+            done = subprocess.run([*git, *words.split()], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    copy = tmp_path / "copy"
+    (copy / "ikmlib").mkdir(parents=True)
+    monkeypatch.setattr(config, "ROOT", copy)
+    commit(tmp_path)   # of another project
+    assert records.git_commit() == "unknown"
+    own = commit(copy)
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))
+    assert records.git_commit() == own
+    (copy / "ikmlib" / "new.py").touch()
+    assert records.git_commit() == own + "+changes"
+
+
+def test_nothing_is_loaded_by_pickle():
+    for path in (path for folder in ("ikmlib", "notebooks", "tools") for path in (config.ROOT / folder).rglob("*")):
+        if path.suffix in (".py", ".ipynb"):
+            text = path.read_text("utf-8")
+            assert not re.search(r"pickle|np\.load\(|numpy\.load\(", text), path
+            assert all("weights_only=True" in call for call in re.findall(r"torch\.load\(.*", text)), path
+
+
 # --- committed records ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", sorted((config.ROOT / "results").glob("*/runs/*/run.json")),
                          ids=lambda path: path.parent.name)
-def test_committed_records_are_of_their_specs(path):
+def test_committed_records_are_of_their_specs(path, monkeypatch):
     """A change of the code must not orphan the records: a run's id follows from its spec, its scores are complete."""
-    record = json.loads(path.read_text())
-    spec = dict(record["spec"])
-    arch = Architecture(**{**spec.pop("arch"), "depths": tuple(record["spec"]["arch"]["depths"])})
-    run = Run(record["profile"], arch, **{**spec, "data": tuple(spec["data"])})
-    assert run.id == record["id"] == path.parent.name
-    scores = pd.read_csv(path.parent / "scores.csv")
-    assert not scores.duplicated(["set", "image"]).any() and np.isfinite(scores.select_dtypes("number")).all(axis=None)
-    assert pd.read_csv(path.parent / "curve.csv")["update"].iloc[-1] == run.updates
-    assert record["git_commit"] != "unknown" and "+changes" not in record["git_commit"]
+    monkeypatch.delenv("IKM_RESULTS", raising=False)
+    records.check(path)
+    commit = records.read_record(path.parent)["git_commit"]
+    assert commit != "unknown" and "+changes" not in commit

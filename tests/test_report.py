@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ikmlib import config
+from ikmlib import config, datasets
 from ikmlib.files import write_csv, write_text
 from ikmlib.study import experiments, notebook, report
 from ikmlib.study.records import SCORES
@@ -70,16 +70,16 @@ def test_a_recorded_page_shows_what_is_on_disk_and_writes_nothing(results):
 
 
 def trained(runs, seconds=1800.0, sets=("Set5", "BSD100")):
-    """Finished runs with made-up scores of five images a set."""
+    """Finished runs with made-up scores of all images of the sets."""
     for run in runs:
         rows = [(name, str(i), random.uniform(30, 36), random.uniform(0.9, 0.99), 30.0, 0.9)
-                for name in sets for i in range(5)]
+                for name in sets for i in range(datasets.SETS[name].count)]
         write_csv(run.folder / "scores.csv", pd.DataFrame(rows, columns=SCORES))
         write_csv(run.folder / "curve.csv", pd.DataFrame(
             {"update": [run.updates], "loss": [0.1], "psnr_y": [30.0], "seconds": [seconds]}))
         write_text(run.folder / "run.json", json.dumps(
-            {"id": run.id, "spec": run.spec, "device": "a machine", "torch": "2", "git_commit": "c",
-             "train_seconds": seconds}))
+            {"id": run.id, "profile": run.profile, "spec": run.spec, "device": "a machine", "torch": "2",
+             "data_sha256": "d", "git_commit": "c", "train_seconds": seconds}))
 
 
 def table_of(text, *first):

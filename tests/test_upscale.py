@@ -11,6 +11,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import garbled
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from skimage import data as photographs
 
@@ -57,21 +60,22 @@ def test_exported_weights_are_the_run_s(trained, file):
     network, record = weights.load(file)
     state = torch.load(folder / "weights.pt", weights_only=True)["model"]
     assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
-    assert not network.training and network.arch == run.arch and record == records.record(run)
+    assert not network.training and network.arch == run.arch and record == records.read_record(run.folder)
     listed = weights.index()[file.name]
     assert listed["scores"]["embedded-test"]["psnr_y"] == pytest.approx(run.scores().psnr_y.mean(), abs=1e-4)
     before = file.read_bytes()
     assert weights.export(folder) == file and file.read_bytes() == before   # byte for byte, so that a sha256 means much
 
 
-def test_weights_that_are_not_what_they_should_be_are_refused(file, tmp_path):
+def test_weights_that_are_not_what_they_should_be_are_refused(file, tmp_path, capsys):
     from safetensors import safe_open
     from safetensors.torch import save_file
 
     with safe_open(file, "pt") as opened:
         state, told = {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata()
     for other, says, why in (({"tail.bias": torch.ones(4)}, told, "tail.bias"), ({"more": torch.ones(1)}, told, "more"),
-                             ({}, None, "no network of this project")):
+                             ({"tail.bias": torch.full((3,), torch.nan)}, told, "not finite"),
+                             ({}, None, "of another kind")):
         save_file(state | other, tmp_path / "changed.safetensors", says)
         with pytest.raises(ValueError, match=why):
             weights.load(tmp_path / "changed.safetensors")
@@ -79,6 +83,17 @@ def test_weights_that_are_not_what_they_should_be_are_refused(file, tmp_path):
         file.with_name(name).write_bytes(file.read_bytes()[:-1] + b"?")
         with pytest.raises(ValueError, match=why):
             weights.load(file.with_name(name))
+    assert main(["verify"]) == 1 and f"{file} has sha256" in capsys.readouterr().out
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_garbled_weights_are_read_or_refused_in_one_line(file, tmp_path, data):
+    (tmp_path / "a").write_bytes(data.draw(garbled(file.read_bytes())))
+    try:
+        weights.load(tmp_path / "a")
+    except ValueError as error:
+        assert str(error).startswith(f"{tmp_path / 'a'} ")
 
 
 def test_best_weights_are_the_largest_profile_s_on_most_images_then_the_highest_psnr(file, monkeypatch, tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement  # matplotlib and others bring it
 
-project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))["project"]
 for wanted in map(Requirement, project["dependencies"] + project["optional-dependencies"]["test"]):
     if not wanted.specifier.contains(version(wanted.name), prereleases=True):
         sys.exit(f"{wanted.name} {version(wanted.name)} is not in {wanted.specifier}")

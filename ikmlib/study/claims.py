@@ -5,12 +5,11 @@ is computed: a claim that no notebook has recorded is not tested.
 """
 from __future__ import annotations
 
-import json
-
 import pandas as pd
 
 from ikmlib import config
 from ikmlib.config import PROFILES, Profile
+from ikmlib.files import read_json
 from ikmlib.study.stats import UNTESTED, seeds_in_words
 
 # The paper's claims -> in a few words, and the notebook that tests it
@@ -38,7 +37,7 @@ COLUMNS = ["claim", "paper", "ours", "profile", "rests_on", "verdict", "notebook
 def pages(profile: Profile) -> list[dict]:
     """The manifests of a profile's notebooks, in their order."""
     folder = config.results_root() / profile.name / "pages"
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    return [read_json(path, "notebook", "tables", "figures", "claims") for path in sorted(folder.glob("*.json"))]
 
 
 def recorded(profile: Profile) -> pd.DataFrame:

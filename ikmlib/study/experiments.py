@@ -407,7 +407,8 @@ def _pace(profiles: Iterable[str]) -> float:
 
 
 def status(profile: Profile | None = None) -> pd.DataFrame:
-    """The plan, a row a line: stage, profile, notebook, part, N (blocks), seeds, runs, finished, hours_left.
+    """The plan, a row a line: stage, profile, notebook, part, N (blocks), seeds, runs, finished, diverged,
+    hours_left.
 
     A run that several lines share counts in the first of them. Hours left are an estimate for one run at a time: what
     is missing takes as long for its multiply-adds as finished runs did. `profile` None: the stages A to E.
@@ -418,11 +419,12 @@ def status(profile: Profile | None = None) -> pd.DataFrame:
         runs = [run for run in found(run for seed in row.seeds for run in row.runs(seed)) if run not in seen]
         seen.update(runs)
         states = [records.state(run) for run in runs]
+        diverged = sum(state == "diverged" for state, _ in states)
         left = sum(_work(run) * (1 - updates / run.updates) for run, (state, updates) in zip(runs, states, strict=True)
                    if state != "diverged")
         rows.append((row.stage, row.profile, row.notebook, row.part,
                      "-".join(map(str, sorted({run.arch.blocks for run in row.cells().values() if not run.peer}))),
-                     " ".join(map(str, row.seeds)), len(runs), sum(run.finished for run in runs),
+                     " ".join(map(str, row.seeds)), len(runs), sum(run.finished for run in runs), diverged,
                      left * pace / 3600 if left else 0.0))
     return pd.DataFrame(rows, columns=["stage", "profile", "notebook", "part", "N", "seeds", "runs", "finished",
-                                       "hours_left"])
+                                       "diverged", "hours_left"])

@@ -17,7 +17,7 @@ import pandas as pd
 
 from ikmlib import config
 from ikmlib.config import Profile
-from ikmlib.files import write_bytes, write_csv, write_text
+from ikmlib.files import read_csv, write_bytes, write_csv, write_text
 from ikmlib.study import experiments
 from ikmlib.study.records import FALLBACK, runs_in_words
 from ikmlib.study.stats import UNTESTED, VERDICTS
@@ -112,7 +112,7 @@ class Page:
     def measured(self, name: str, measure: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """A costly table: `measure()`, or results/<profile>/<name>.csv where nothing is to be measured anew."""
         path = self.folder / f"{name}.csv"
-        return measure() if self.anew or not path.exists() else pd.read_csv(path)
+        return measure() if self.anew or not path.exists() else read_csv(path)
 
     def figure(self, figure, name: str, caption: str = "", *, any_profile: bool = False):
         """Write results/<profile>/<name>.png, marked with the profile, close the figure and show the file. Unless

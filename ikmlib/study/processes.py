@@ -25,7 +25,7 @@ def programs(commands: Sequence[tuple[Sequence, dict[str, str]]], at_once: int) 
     """
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // at_once))
-    common = {**os.environ, **places(), "PYTHONPATH": path, "OMP_NUM_THREADS": threads}
+    common = {**os.environ, **places(), "PYTHONPATH": path, "OMP_NUM_THREADS": threads, "PYTHONUTF8": "1"}
     waiting, running = list(enumerate(commands)), {}
     try:
         while waiting or running:

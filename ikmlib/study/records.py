@@ -24,11 +24,10 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ikmlib import config, datasets
+from ikmlib import config, datasets, files
 from ikmlib.config import Profile
 from ikmlib.data import centre_crop, training_data
 from ikmlib.fast import keep_memory
-from ikmlib.files import locked, save_torch, write_csv, write_text
 from ikmlib.metrics import psnr_y, ssim_y
 from ikmlib.models import ARCHITECTURES, Architecture, SRNetwork, complexity, cost
 from ikmlib.peers import OnLuma, build_peer
@@ -127,11 +126,11 @@ class Run:
 
     def scores(self) -> pd.DataFrame:
         """A row an image of a finished run; columns as in SCORES."""
-        return pd.read_csv(self.folder / "scores.csv", dtype={"image": str})
+        return files.read_csv(self.folder / "scores.csv")
 
     def curve(self) -> pd.DataFrame:
         """The validation curve of a finished run; columns as in CURVE."""
-        return pd.read_csv(self.folder / "curve.csv")
+        return files.read_csv(self.folder / "curve.csv")
 
     @property
     def cost(self) -> tuple[int, int]:
@@ -176,9 +175,11 @@ def test_images(profile: Profile, data: tuple[str, ...]) -> dict[str, dict[str, 
 
 
 def git_commit() -> str:
-    """Commit of the code, with "+changes" if the library differs from it; "unknown" outside a git checkout."""
+    """Commit of the code, with "+changes" if the library differs from it; "unknown" outside a git checkout of its own,
+    such as inside another project's."""
     def git(*words):
-        done = subprocess.run(["git", "-C", str(config.ROOT), *words], capture_output=True, text=True, check=True)
+        done = subprocess.run(["git", "--git-dir=.git", "--work-tree=.", *words], capture_output=True, text=True,
+                              check=True, cwd=config.ROOT, env={"PATH": os.environ.get("PATH", os.defpath)})
         return done.stdout.strip()
 
     try:
@@ -194,7 +195,8 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     model = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration):
-        model = next(line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
+        lines = open("/proc/cpuinfo", encoding="utf-8")
+        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     return f"{model}, {torch.get_num_threads()} of {os.cpu_count()} cores"
 
 
@@ -228,7 +230,7 @@ def score(run: Run, model: nn.Module) -> pd.DataFrame:
 
 def lock(run: Run) -> contextlib.AbstractContextManager[bool]:
     """True within the block if this process has the run to itself."""
-    return locked(run.folder / ".lock", wait=False)
+    return files.locked(run.folder / ".lock", wait=False)
 
 
 def default_device() -> torch.device:
@@ -240,13 +242,13 @@ def train(run: Run, *, deadline: float | None = None, show: bool = True, device:
     """Train and score one run, or continue it; True if it is finished, False if time ran out or another process has it.
 
     A run that diverges leaves `diverged.json` in place of `run.json`. Raises TrainingDiverged, UnreadableCheckpoint,
-    FileNotFoundError (training images).
+    FileNotFoundError (training images), ValueError (a damaged record).
     """
     with lock(run) as mine:
         if run.finished or not mine:
-            return run.finished
+            return run.finished and bool(read_record(run.folder))   # which can be read
         if run.diverged:
-            raise TrainingDiverged(json.loads((run.folder / "diverged.json").read_text())["error"])
+            raise TrainingDiverged(files.read_json(run.folder / "diverged.json", "error")["error"])
         device = device or default_device()
         sampler, validation, left_out = training_data(run.data, run.scale, run.patch, str(device))
         keep_memory()
@@ -263,14 +265,15 @@ def train(run: Run, *, deadline: float | None = None, show: bool = True, device:
         except TrainingDiverged as error:
             record = {"id": run.id, "profile": run.profile, "spec": run.spec, "error": str(error),
                       "update": trainer.progress.update, **provenance(run, trainer, left_out)}
-            write_text(run.folder / "diverged.json", json.dumps(record, indent=1) + "\n")
+            files.write_text(run.folder / "diverged.json", json.dumps(record, indent=1) + "\n")
             checkpoint.unlink()
             raise
-        write_csv(run.folder / "scores.csv", score(run, trainer.model))
-        write_csv(run.folder / "curve.csv", pd.DataFrame(trainer.progress.curve))
-        save_torch({"key": run.id, "model": trainer.model.state_dict()}, run.folder / "weights.pt")
-        record = {"id": run.id, "profile": run.profile, "spec": run.spec, **provenance(run, trainer, left_out)}
-        write_text(run.folder / "run.json", json.dumps(record, indent=1) + "\n")
+        files.write_csv(run.folder / "scores.csv", score(run, trainer.model))
+        files.write_csv(run.folder / "curve.csv", pd.DataFrame(trainer.progress.curve))
+        files.save_torch({"key": run.id, "model": trainer.model.state_dict()}, run.folder / "weights.pt")
+        record = {"id": run.id, "profile": run.profile, "spec": run.spec, **provenance(run, trainer, left_out),
+                  "files": {name: files.sha256(run.folder / name) for name in ("scores.csv", "curve.csv")}}
+        files.write_text(run.folder / "run.json", json.dumps(record, indent=1) + "\n")
         checkpoint.unlink()
         return True
 
@@ -283,32 +286,62 @@ def state(run: Run) -> tuple[str, int]:
     if run.finished:
         return "finished", run.updates
     if run.diverged:
-        return "diverged", json.loads((run.folder / "diverged.json").read_text())["update"]
+        return "diverged", files.read_json(run.folder / "diverged.json", "update")["update"]
     path = run.folder / "checkpoint.pt"
     return ("in progress", load_checkpoint(path, run.id)["progress"]["update"]) if path.exists() else ("missing", 0)
 
 
-def record(run: Run) -> dict:
-    """`run.json` of a finished run."""
-    return read_record(run.folder)
-
-
 def read_record(folder: Path) -> dict:
-    """`run.json` of a run's folder."""
-    return json.loads((folder / "run.json").read_text())
+    """`run.json` of a run's folder. Raises FileNotFoundError and ValueError."""
+    return files.read_json(folder / "run.json", "id", "profile", "spec")
+
+
+def check(path: Path) -> None:
+    """Raise an error that names the file unless a run's `run.json` or `diverged.json` has the spec that its folder
+    says, and scores and curve are whole, finite and those of this run."""
+    entry = files.read_json(path, "torch", "data_sha256")
+    with files.reading(path):
+        run = Run.from_record(entry)
+        if entry["id"] != run.id or run.folder != path.parent:
+            raise ValueError(f"its spec is that of {run.folder}")
+    if path.name == "diverged.json":
+        return
+    scores, curve = run.scores(), run.curve()
+    with files.reading(run.folder):
+        counts = scores.drop_duplicates(SCORES[:2])["set"].value_counts().to_dict()
+        if not (np.isfinite(scores[SCORES[2:]].astype(float)).all(axis=None) and np.isfinite(curve).all(axis=None)):
+            raise ValueError("a number in scores.csv or curve.csv is missing or infinite")
+        if (counts != {name: datasets.SETS[name].count for name in counts} or len(scores) != sum(counts.values())
+                or not counts and config.get_profile(run.profile).test_sets):
+            raise ValueError("scores.csv does not have every image of its sets once")
+        if [*curve["update"]][-1:] != [run.updates]:
+            raise ValueError(f"curve.csv does not end at update {run.updates}")
+        if any(files.sha256(run.folder / name) != digest for name, digest in entry.get("files", {}).items()):
+            raise ValueError("scores.csv or curve.csv was changed after the run")
 
 
 def all_records(profile: Profile) -> pd.DataFrame:
     """A row a finished run of a profile: its record, the spec's fields flattened; tuples are joined by spaces. Where
-    `peer` names the network, the fields of an architecture are left out."""
-    rows = []
-    for path in sorted((config.results_root() / profile.name / "runs").glob("*/run.json")):
-        entry = json.loads(path.read_text())
-        spec = entry.pop("spec")
+    `peer` names the network, the fields of an architecture are left out.
+
+    Raises ValueError, with a line each, if records are not what they should be (see `check`), or are of mixed versions.
+    """
+    paths, rows = sorted((config.results_root() / profile.name / "runs").glob("*/*.json")), []
+    if wrong := files.refused(check, paths):
+        raise ValueError("\n".join(wrong))
+    for path in (path for path in paths if path.name == "run.json"):
+        entry = files.read_json(path)
+        spec, _ = entry.pop("spec"), entry.pop("files", None)
         arch = spec.pop("arch")
         flat = {**entry, **({} if spec.get("peer") else arch), **spec}
         rows.append({k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in flat.items()})
-    return pd.DataFrame(rows)
+    runs = pd.DataFrame(rows)
+    if rows:   # "+cpu" and its like are no version
+        made = "torch " + runs.torch.str.partition("+")[0] + ", image files " + runs.data_sha256
+        for data, versions in made.groupby(runs.data).unique().items():
+            if len(versions) > 1:
+                raise ValueError(f"{profile.name}: runs on {data} of mixed versions: {' and '.join(versions)}")
+    return runs
 
 
 SCORES = ["set", "image", "psnr_y", "ssim_y", "psnr_y_rounded", "ssim_y_rounded"]

@@ -5,7 +5,6 @@ The report is assembled from the notebooks' files and the records alone, so it c
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 from pathlib import Path
@@ -15,7 +14,7 @@ import pandas as pd
 
 from ikmlib import config
 from ikmlib.config import Profile
-from ikmlib.files import write_bytes, write_csv, write_text
+from ikmlib.files import read_csv, read_json, write_bytes, write_csv, write_text
 from ikmlib.study import claims, records
 from ikmlib.study.notebook import markdown_table, style
 from ikmlib.study.stats import MIN_SEEDS, SMALLEST, UNTESTED, VERDICTS
@@ -29,7 +28,7 @@ ROWS = 40   # of a table that the report shows
 def _cells(notebook: str) -> list[dict]:
     """Cells of a notebook of the study; none if there is no such notebook."""
     path = config.ROOT / "notebooks" / f"{notebook}.ipynb"
-    return json.loads(path.read_text())["cells"] if path.exists() else []
+    return read_json(path, "cells")["cells"] if path.exists() else []
 
 
 def _link(notebook: str, profile: str, start: Path) -> str:
@@ -75,7 +74,7 @@ def _page_section(page: dict, folder: Path) -> list[str]:
     for figure in page["figures"]:
         parts += [f"![{figure['caption']}]({figure['name']}.png)", f"*{figure['caption']}*"]
     for table in page["tables"]:
-        frame = pd.read_csv(folder / f"{table['name']}.csv")
+        frame = read_csv(folder / f"{table['name']}.csv")
         parts += [f"{table['caption']} ([{table['name']}.csv]({table['name']}.csv))", markdown_table(frame.head(ROWS))]
         if len(frame) > ROWS:
             parts.append(f"*… {len(frame) - ROWS} more rows in the CSV*")
@@ -141,13 +140,16 @@ def report_html(markdown: str) -> str:
 
 
 def write_report(profile: str) -> Path:
-    """Write results/<profile>/REPORT.md, report.html, claims.csv and runs.csv from the records; returns REPORT.md."""
+    """Write results/<profile>/REPORT.md, report.html, claims.csv and runs.csv from the records; returns REPORT.md.
+
+    Raises ValueError, and writes nothing, if a file that it reads is damaged (see `records.all_records`).
+    """
     chosen = config.get_profile(profile)
     folder = config.results_root() / chosen.name
+    runs, markdown = records.all_records(chosen), report_markdown(chosen)
     write_csv(folder / "claims.csv", claims.table(chosen))
-    if len(runs := records.all_records(chosen)):
+    if len(runs):
         write_csv(folder / "runs.csv", runs)
-    markdown = report_markdown(chosen)
     write_text(folder / "REPORT.md", markdown)
     write_text(folder / "report.html", report_html(markdown))
     return folder / "REPORT.md"

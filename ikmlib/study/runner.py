@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ikmlib.config import ROOT, Profile, cores, results_root
+from ikmlib.files import write_bytes, write_text
 from ikmlib.study.processes import places, programs
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -99,8 +100,8 @@ def run_notebooks(profile: Profile, only: Sequence[str] = (), train: bool = True
                 copy = Path(folder, chosen[index].name)
                 said = copy.with_suffix(".txt")
                 if copy.exists():
-                    copy.replace(out / copy.name)
-                print(copy.stem, said.read_text() if said.exists() else f"FAILED: exit code {code}", flush=True)
+                    write_bytes(out / copy.name, copy.read_bytes())
+                print(copy.stem, said.read_text("utf-8") if said.exists() else f"FAILED: exit code {code}", flush=True)
                 failed += code != 0
     report = write_report(profile.name)
     print(f"best evidence of all profiles: {write_overall()}")
@@ -112,5 +113,5 @@ if __name__ == "__main__":
     start, copy = time.monotonic(), Path(sys.argv[2])
     stopped = execute(Path(sys.argv[1]), copy, sys.argv[3], sys.argv[4] == "True")
     took = f"after {time.monotonic() - start:.0f} s"
-    copy.with_suffix(".txt").write_text(f"FAILED {took}: {stopped}" if stopped else f"ok {took}")
+    write_text(copy.with_suffix(".txt"), f"FAILED {took}: {stopped}" if stopped else f"ok {took}")
     sys.exit(bool(stopped))

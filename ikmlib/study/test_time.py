@@ -11,7 +11,7 @@ from tqdm import tqdm
 from ikmlib import config
 from ikmlib.data import training_data
 from ikmlib.fast import keep_memory
-from ikmlib.files import write_csv
+from ikmlib.files import read_csv, write_csv
 from ikmlib.layers import IKMConv2d, attending
 from ikmlib.metrics import psnr_y
 from ikmlib.models import SRNetwork
@@ -59,7 +59,7 @@ def test_time_scores(run: Run) -> pd.DataFrame | None:
     """
     path = run.folder / "controls.csv"
     if path.exists():
-        return pd.read_csv(path, dtype={"image": str})
+        return read_csv(path)
     if (model := trained_network(run)) is None:
         return None
     keep_memory()

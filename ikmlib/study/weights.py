@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from ikmlib import config
-from ikmlib.files import locked, write_bytes, write_text
+from ikmlib.files import locked, read_csv, read_json, reading, write_bytes, write_text
 from ikmlib.models import SRNetwork
 from ikmlib.study.records import Run, default_device, read_record
 from ikmlib.trainers import load_checkpoint
@@ -27,7 +27,7 @@ def folder() -> Path:
 def index(where: Path | None = None) -> dict[str, dict]:
     """Of a folder of weights, by default `folder()`: file name -> record of the run, with scores, bytes and sha256."""
     path = (where or folder()) / "index.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def export(run_folder: str | Path) -> Path:
@@ -44,7 +44,7 @@ def export(run_folder: str | Path) -> Path:
     data = save({name: tensor.float().contiguous() for name, tensor in state.items()},
                 {METADATA: json.dumps(record, sort_keys=True)})
     scores = {name: {"images": len(of), "psnr_y": round(of.psnr_y.mean(), 4), "ssim_y": round(of.ssim_y.mean(), 5)}
-              for name, of in pd.read_csv(local.with_name("scores.csv")).groupby("set")}
+              for name, of in read_csv(local.with_name("scores.csv")).groupby("set")}
     target = folder() / f"{record['id']}.safetensors"
     entry = {**record, "scores": scores, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     with locked(folder() / ".lock", wait=True):
@@ -59,21 +59,21 @@ def load(path: str | Path) -> tuple[SRNetwork, dict]:
     Raises FileNotFoundError, and ValueError for a file that is not what the `index.json` beside it lists, if there is
     one, or that holds no network of this project.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     path = Path(path)
     digest, listed = hashlib.sha256(path.read_bytes()).hexdigest(), index(path.parent)
     if listed and digest != (expected := listed.get(path.name, {}).get("sha256", "nothing")):
         raise ValueError(f"{path} has sha256 {digest}, the index.json beside it lists {expected}")
-    try:
+    with reading(path):
         with safe_open(path, "pt") as file:
             record = json.loads((file.metadata() or {})[METADATA])
             state = {name: file.get_tensor(name) for name in file.keys()}
         run = Run.from_record(record)
         model = run.build()
         model.load_state_dict(state)   # strict: missing and unexpected keys and wrong shapes are errors
-    except (SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} holds no network of this project ({type(error).__name__}: {error})") from error
+        if not all(tensor.isfinite().all() for tensor in state.values()):
+            raise ValueError("numbers that are not finite")
     return model.eval(), record
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from ikmlib import config, datasets
 from ikmlib.data import imresize
-from ikmlib.files import write_text
+from ikmlib.files import read_csv, write_text
 from ikmlib.metrics import psnr_y
 from ikmlib.study import records, weights
 from ikmlib.study.notebook import markdown_table
@@ -33,7 +33,7 @@ def gains(entry: dict) -> pd.DataFrame:
     `entry`: of `weights.index()`. Raises FileNotFoundError if the run's scores are not among the records.
     """
     path = config.results_root() / entry["profile"] / "runs" / entry["id"] / "scores.csv"
-    scores, scale = pd.read_csv(path, dtype={"image": str}), entry["spec"]["scale"]
+    scores, scale = read_csv(path), entry["spec"]["scale"]
     images = records.test_images(config.get_profile(entry["profile"]), tuple(entry["spec"]["data"]))
     rows = [(name, image, psnr_y(imresize(lr, scale), hr, shave=scale))
             for name in images for image, lr, hr in pairs(images[name], scale)]
