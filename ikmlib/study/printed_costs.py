@@ -12,7 +12,7 @@ from ikmlib import peers
 from ikmlib.config import PAPER, PROFILES
 from ikmlib.models import complexity
 from ikmlib.study import experiments
-from ikmlib.study.records import Run, record
+from ikmlib.study.records import Run, read_record
 
 # Methods whose printed cost and printed PSNR belong to different networks, by their publications; and which
 MIXED = {
@@ -66,7 +66,7 @@ def to_train(networks: Mapping[str, Run]) -> pd.DataFrame:
     """
     cpu = PROFILES["cpu"]
     known = experiments.complete(experiments.planned(cpu, "same_budget")).query("network == 'U-HDN+IKM'").run
-    hours = np.median([record(run)["train_seconds"] / run.cost[1] for run in known]) / 3600 if len(known) else np.nan
+    hours = np.median([read_record(run.folder)["train_seconds"] / run.cost[1] for run in known]) / 3600 if len(known) else np.nan
     rows = []
     for name, run in networks.items():
         params, multi_adds = run.cost
