@@ -51,6 +51,14 @@ def test_page_records_what_the_report_shows(results):
     assert 'src="picture.png"' in html and "31.25" in html
 
 
+def test_figures_do_not_depend_on_the_users_matplotlibrc(results, monkeypatch):
+    import matplotlib
+
+    monkeypatch.setitem(matplotlib.rcParams, "text.usetex", True)
+    notebook.open_page("13_cost", profile="smoke")
+    assert not matplotlib.rcParams["text.usetex"]
+
+
 def test_a_recorded_page_shows_what_is_on_disk_and_writes_nothing(results):
     import matplotlib.pyplot as plt
 
