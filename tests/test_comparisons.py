@@ -32,7 +32,8 @@ def finish(run, psnr):
     write_csv(run.folder / "scores.csv", pd.DataFrame(rows, columns=SCORES))
     write_csv(run.folder / "curve.csv", pd.DataFrame(
         {"update": [1, 2], "loss": [1.0, 0.5], "psnr_y": [20.0, 30.0], "seconds": [1.0, 2.0]}))
-    write_text(run.folder / "run.json", json.dumps({"train_seconds": 3600.0}))
+    write_text(run.folder / "run.json", json.dumps(
+        {"id": run.id, "profile": run.profile, "spec": run.spec, "train_seconds": 3600.0}))
 
 
 def fake(profile, part, seeds=range(5), sets=("Set5", "BSD100"), bonus=None):

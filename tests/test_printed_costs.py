@@ -58,7 +58,8 @@ def test_hours_follow_multiply_adds_once_all_runs_that_they_rest_on_are_finished
     for seed, run in experiments.planned(cpu, "same_budget").query("network == 'U-HDN+IKM'")[["seed", "run"]].values:
         table = to_train(networks).set_index("method")
         assert table.hours.isna().all() and table.flops_g_ours["VDSR"] == pytest.approx(114.861, abs=1e-3)
-        write_text(run.folder / "run.json", json.dumps({"train_seconds": 3600.0 * (1 + seed)}))
+        write_text(run.folder / "run.json", json.dumps(
+            {"id": run.id, "profile": run.profile, "spec": run.spec, "train_seconds": 3600.0 * (1 + seed)}))
     table = to_train(networks).set_index("method")
     assert table.hours["U-HDN"] == pytest.approx(2)
     assert table.hours["VDSR"] == pytest.approx(2 * 114.861 / 60.312, abs=1e-3)

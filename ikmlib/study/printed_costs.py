@@ -66,7 +66,8 @@ def to_train(networks: Mapping[str, Run]) -> pd.DataFrame:
     """
     cpu = PROFILES["cpu"]
     known = experiments.complete(experiments.planned(cpu, "same_budget")).query("network == 'U-HDN+IKM'").run
-    hours = np.median([read_record(run.folder)["train_seconds"] / run.cost[1] for run in known]) / 3600 if len(known) else np.nan
+    paces = [read_record(run.folder)["train_seconds"] / run.cost[1] for run in known]
+    hours = np.median(paces) / 3600 if paces else np.nan   # of one multiply-add
     rows = []
     for name, run in networks.items():
         params, multi_adds = run.cost
