@@ -11,7 +11,7 @@ from ikmlib import config
 from ikmlib.fast import known_attention
 from ikmlib.layers import IKMConv2d, attending
 from ikmlib.models import SRNetwork
-from ikmlib.study import experiments, records, test_time
+from ikmlib.study import experiments, other_attention, records
 from ikmlib.trainers import evaluate
 
 SMOKE = config.PROFILES["smoke"]
@@ -44,32 +44,32 @@ def test_attention_taken_from_an_image_gives_that_images_result():
     """Attention replaced by the image's own changes nothing, by another's the result; afterwards all is back."""
     model = network(tau=-0.1)   # attention alive on the signed channels
     x = batch(1)
-    own = test_time.attention_of(model, model, x)
-    other = test_time.attention_of(model, model, batch(2)[1:])
+    own = other_attention.attention_of(model, model, x)
+    other = other_attention.attention_of(model, model, batch(2)[1:])
     expected = model(x)
-    with attending(model, test_time.replaced(own)):
+    with attending(model, other_attention.replaced(own)):
         torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
-    with attending(model, test_time.replaced(other)):
+    with attending(model, other_attention.replaced(other)):
         assert not torch.equal(model(x), expected)
     torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
 
 
 def test_other_attention_at_test_time_is_measured_once_and_kept(results, monkeypatch):
     run = tiny()
-    assert test_time.test_time_scores(run) is None
+    assert other_attention.other_attention_scores(run) is None
     records.train(run, show=False)
-    table = test_time.test_time_scores(run)
+    table = other_attention.other_attention_scores(run)
     own = run.scores().set_index(["set", "image"])
     assert list(table.columns) == ["set", "image", "frozen", "swapped"] and len(table) == len(own)
-    model = test_time.trained_network(run)
-    images = records.test_images(SMOKE, run.data)["embedded-test"]
-    with attending(model, test_time.replaced(test_time.training_mean(model, run))):
+    model = other_attention.trained_network(run)
+    images = records.scored_images(SMOKE, run.data)["embedded-test"]
+    with attending(model, other_attention.replaced(other_attention.training_mean(model, run))):
         frozen = evaluate(model, images, 2).set_index("image").psnr_y
     for row in table.itertuples():
         assert row.frozen == pytest.approx(frozen[row.image], abs=1e-5)
         assert abs(row.swapped - own.psnr_y[row.set, row.image]) < 1
-    monkeypatch.setattr(test_time, "trained_network", None)   # any new measurement fails
-    pd.testing.assert_frame_equal(test_time.test_time_scores(run), table)
+    monkeypatch.setattr(other_attention, "trained_network", None)   # any new measurement fails
+    pd.testing.assert_frame_equal(other_attention.other_attention_scores(run), table)
 
 
 @pytest.fixture

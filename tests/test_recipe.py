@@ -61,5 +61,5 @@ def test_the_search_goes_rates_a_rate_that_rb_bears_shapes_second_seed(results):
 
 
 def test_no_test_image_is_seen():
-    assert records.test_images(PROFILES["recipe"], ("T91", "BSDS500")) == {}
+    assert records.scored_images(PROFILES["recipe"], ("T91", "BSDS500")) == {}
     assert not set(PROFILES["recipe"].seeds) & {seed for p in PROFILES.values() if p.evidence for seed in p.seeds}

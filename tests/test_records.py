@@ -69,7 +69,7 @@ def test_scores_are_of_the_saved_weights_under_both_conventions(results):
     model = run.build()
     model.load_state_dict(torch.load(run.folder / "weights.pt", weights_only=True)["model"])
     model.to(memory_format=torch.channels_last)
-    images = records.test_images(SMOKE, run.data)["embedded-test"]
+    images = records.scored_images(SMOKE, run.data)["embedded-test"]
     found = run.scores().set_index("image")
     for name, sr, hr in restored(model, pairs(images, 2)):
         for rounded, suffix in ((False, ""), (True, "_rounded")):
@@ -137,7 +137,7 @@ def test_missing_training_sets_fall_back_to_embedded_images_and_say_so(results, 
     asked = Run.of(PROFILES["cpu"], TINY, 0)
     run, = records.found([asked])
     assert run.data == ("embedded-train",) and run.spec["data"] == ["embedded-train"] and run.id != asked.id
-    assert list(records.test_images(PROFILES["cpu"], run.data)) == ["embedded-test"]
+    assert list(records.scored_images(PROFILES["cpu"], run.data)) == ["embedded-test"]
     asked.folder.mkdir(parents=True)
     (asked.folder / "run.json").write_text("{}")
     assert records.found([asked]) == [asked]   # finished elsewhere: its record serves, the images are not needed

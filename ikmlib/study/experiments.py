@@ -19,8 +19,8 @@ from ikmlib import config
 from ikmlib.config import PROFILES, Profile
 from ikmlib.models import ARCHITECTURES, Architecture
 from ikmlib.study import recipe, records, weights
+from ikmlib.study.other_attention import other_attention_scores
 from ikmlib.study.records import Run, factors, found
-from ikmlib.study.test_time import test_time_scores
 from ikmlib.trainers import TrainingDiverged
 
 Cells = dict[tuple, Run]
@@ -352,7 +352,7 @@ def keep(run: Run) -> None:
         if not mine or not run.finished:
             return
         if run.arch in (UHDB, ARCHITECTURES["rb"]):
-            test_time_scores(run)
+            other_attention_scores(run)
         if run in list(planned(profile, "fig5").run) or (
                 profile.name == "cpu-long" and run.arch in (UHDB, replace(UHDB, attention="none"))):
             weights.export(run.folder)

@@ -155,12 +155,12 @@ def found(runs: Iterable[Run]) -> list[Run]:
 
 
 @lru_cache(maxsize=2)
-def test_pairs(profile: Profile, data: tuple[str, ...], scale: int) -> dict[str, list[Pair]]:
-    """Test set -> (name, LR, HR) of each of its images; see `test_images`."""
-    return {name: list(pairs(images, scale)) for name, images in test_images(profile, data).items()}
+def scored_pairs(profile: Profile, data: tuple[str, ...], scale: int) -> dict[str, list[Pair]]:
+    """Test set -> (name, LR, HR) of each of its images; see `scored_images`."""
+    return {name: list(pairs(images, scale)) for name, images in scored_images(profile, data).items()}
 
 
-def test_images(profile: Profile, data: tuple[str, ...]) -> dict[str, dict[str, np.ndarray]]:
+def scored_images(profile: Profile, data: tuple[str, ...]) -> dict[str, dict[str, np.ndarray]]:
     """Installed test sets of a profile: set -> image -> uint8; embedded ones for a run trained on embedded images."""
     names = [name for name in profile.test_sets if datasets.is_installed(name)]
     if not profile.test_sets:
@@ -220,7 +220,7 @@ def provenance(run: Run, trainer: Trainer, left_out: tuple[str, ...]) -> dict:
 def score(run: Run, model: nn.Module) -> pd.DataFrame:
     """Every image of every installed test set, under both conventions of Y; done once, after training."""
     rows = []
-    for set_name, images in test_pairs(config.get_profile(run.profile), run.data, run.scale).items():
+    for set_name, images in scored_pairs(config.get_profile(run.profile), run.data, run.scale).items():
         for name, sr, hr in restored(model, images):
             values = [metric(sr, hr, shave=run.scale, round_y=rounded)
                       for rounded in (False, True) for metric in (psnr_y, ssim_y)]

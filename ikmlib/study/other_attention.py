@@ -15,11 +15,11 @@ from ikmlib.files import read_csv, write_csv
 from ikmlib.layers import IKMConv2d, attending
 from ikmlib.metrics import psnr_y
 from ikmlib.models import SRNetwork
-from ikmlib.study.records import Run, test_pairs
+from ikmlib.study.records import Run, scored_pairs
 from ikmlib.study.weights import trained_network
 from ikmlib.trainers import super_resolve
 
-TEST_TIME = {"frozen": "IKM, frozen at test", "swapped": "IKM, swapped at test"}
+OTHER_ATTENTION = {"frozen": "IKM, frozen at test", "swapped": "IKM, swapped at test"}
 FROZEN_BATCHES = 32   # of the run's own training batches, over which attention is averaged
 
 
@@ -51,7 +51,7 @@ def training_mean(model: SRNetwork, run: Run) -> dict[IKMConv2d, Tensor]:
     return {layer: torch.stack([batch[layer] for batch in batches]).mean(0) for layer in batches[0]}
 
 
-def test_time_scores(run: Run) -> pd.DataFrame | None:
+def other_attention_scores(run: Run) -> pd.DataFrame | None:
     """PSNR on Y (dB) of a finished IKM run with attention that is not the image's own: set, image, frozen, swapped.
 
     `frozen` is the mean attention of training batches, `swapped` that of the set's next image. Measured once and kept
@@ -64,7 +64,7 @@ def test_time_scores(run: Run) -> pd.DataFrame | None:
         return None
     keep_memory()
     frozen, rows = training_mean(model, run), []
-    for set_name, images in test_pairs(config.get_profile(run.profile), run.data, run.scale).items():
+    for set_name, images in scored_pairs(config.get_profile(run.profile), run.data, run.scale).items():
         following = [*images[1:], images[0]]
         both = list(zip(images, following, strict=True))
         for (name, lr, hr), (_, other, _) in tqdm(both, f"other attention, {set_name}", leave=False, delay=2):
@@ -73,5 +73,5 @@ def test_time_scores(run: Run) -> pd.DataFrame | None:
                 with attending(model, replaced(given)):
                     values.append(psnr_y(super_resolve(model, lr), hr, shave=run.scale))
             rows.append((set_name, name, *values))
-    write_csv(path, pd.DataFrame(rows, columns=["set", "image", *TEST_TIME]))
-    return test_time_scores(run)
+    write_csv(path, pd.DataFrame(rows, columns=["set", "image", *OTHER_ATTENTION]))
+    return other_attention_scores(run)
