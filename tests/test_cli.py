@@ -149,6 +149,14 @@ def test_interrupted_training_exits_130(results, monkeypatch, capsys):
     assert "update 7" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["run", "--dry-run"], ["--help"]])
+def test_a_python_without_any_package_checks_the_arguments(words):
+    """run_all.sh asks it before it installs anything; -S leaves the installed packages out."""
+    done = subprocess.run([sys.executable, "-S", "-m", "ikmlib", *words], capture_output=True, text=True, check=False,
+                          env={"PYTHONPATH": str(config.ROOT), "PATH": os.environ["PATH"]})
+    assert done.returncode == 0, done.stderr
+
+
 def test_library_and_command_line_need_no_notebook_packages(tmp_path):
     """On a bare machine there may be torch, numpy, pandas, scikit-image and tqdm alone."""
     code = f"""

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ikmlib.config import ROOT, Profile, cores, results_root
-from ikmlib.files import write_bytes, write_text
 from ikmlib.study.processes import places, programs
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -83,6 +82,7 @@ def run_notebooks(profile: Profile, only: Sequence[str] = (), train: bool = True
     """
     from ipykernel.kernelspec import write_kernel_spec
 
+    from ikmlib.files import write_bytes
     from ikmlib.study.report import write_overall, write_report
 
     paths, out, failed = find_notebooks(only), results_root().resolve() / profile.name / "notebooks", 0
@@ -113,5 +113,5 @@ if __name__ == "__main__":
     start, copy = time.monotonic(), Path(sys.argv[2])
     stopped = execute(Path(sys.argv[1]), copy, sys.argv[3], sys.argv[4] == "True")
     took = f"after {time.monotonic() - start:.0f} s"
-    write_text(copy.with_suffix(".txt"), f"FAILED {took}: {stopped}" if stopped else f"ok {took}")
+    copy.with_suffix(".txt").write_text(f"FAILED {took}: {stopped}" if stopped else f"ok {took}", encoding="utf-8")
     sys.exit(bool(stopped))
