@@ -103,4 +103,4 @@ def test_the_top_level_report_labels_every_row_and_knows_when_there_is_none(resu
 def test_an_artefact_that_nobody_trained_is_one_line_of_the_report(results):
     record(results, "cpu", "09_fig10_iso_vs_go", {"C5": claims.UNTESTED}, seeds=0, figures=["fig10_batches"])
     text = report.report_markdown(CPU)
-    assert "Nothing was trained for it at this budget" in text and "fig10_batches.png" not in text
+    assert "None of its comparisons is complete at this budget" in text and "fig10_batches.png" not in text

@@ -29,7 +29,7 @@ CLAIMS = {
 }
 # Explanations and hypotheses of this study
 OWN = {"E1": "own attention is why", "E2": "mere scale is why", "H1": "rounded luma in Table II"}
-UNTRAINED = "nothing trained"
+UNTRAINED = "not complete"
 EVIDENCE = tuple(profile for profile in reversed(PROFILES.values()) if profile.evidence)   # the largest budget first
 COLUMNS = ["claim", "paper", "ours", "profile", "rests_on", "verdict", "notebook"]
 
