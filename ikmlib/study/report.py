@@ -69,8 +69,8 @@ def _page_section(page: dict, folder: Path) -> list[str]:
     parts = [f"## {title}", *(f"**{c['name']}: {c['verdict']}.** {c['because']}" for c in page["claims"])]
     if page["claims"] and all(claim["seeds"] == 0 for claim in page["claims"]):
         files = ", ".join(f"[{table['name']}.csv]({table['name']}.csv)" for table in page["tables"])
-        return [*parts, "None of its comparisons is complete at this budget. The paper's numbers, and which are ours to "
-                        f"come: {files}."]
+        return [*parts, "None of its comparisons is complete at this budget. The paper's numbers, and which are ours "
+                        f"to come: {files}."]
     for figure in page["figures"]:
         parts += [f"![{figure['caption']}]({figure['name']}.png)", f"*{figure['caption']}*"]
     for table in page["tables"]:
