@@ -16,11 +16,14 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from ikmlib import config, files, pictures, trainers
 from ikmlib.__main__ import main
 from ikmlib.study import records, weights
+
+torch.set_num_threads(1)   # a process with a pool of threads must not fork
 
 SMOKE = ("--profile", "smoke")
 TRAIN = ("train", *SMOKE, "--only", "10", "--jobs", "1", "--no-download")

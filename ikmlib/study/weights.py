@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from ikmlib import config
-from ikmlib.files import locked, read_csv, read_json, reading, write_bytes, write_text
+from ikmlib.files import locked, read_csv, read_json, reading, sha256, write_bytes, write_text
 from ikmlib.models import SRNetwork
 from ikmlib.study.records import Run, default_device, read_record
 from ikmlib.trainers import load_checkpoint
@@ -62,7 +62,7 @@ def load(path: str | Path) -> tuple[SRNetwork, dict]:
     from safetensors import safe_open
 
     path = Path(path)
-    digest, listed = hashlib.sha256(path.read_bytes()).hexdigest(), index(path.parent)
+    digest, listed = sha256(path), index(path.parent)
     if listed and digest != (expected := listed.get(path.name, {}).get("sha256", "nothing")):
         raise ValueError(f"{path} has sha256 {digest}, the index.json beside it lists {expected}")
     with reading(path):
