@@ -18,9 +18,14 @@ from pathlib import Path
 from urllib.request import Request, urlopen
 
 import pandas as pd
+import torch
 from tqdm import tqdm
 
 ATTEMPTS, PAUSE, TIMEOUT = 4, 1.0, 30   # of a download; seconds of pause (doubled each time), and of a stalled read
+
+
+class UnreadableCheckpoint(RuntimeError):
+    """A checkpoint is damaged or belongs to another run."""
 
 
 @contextmanager
@@ -78,11 +83,23 @@ def write_csv(path: Path, frame: pd.DataFrame) -> None:
 
 def save_torch(state: dict, path: Path) -> None:
     """`torch.save` by `write_bytes`."""
-    import torch
-
     data = io.BytesIO()
     torch.save(state, data)
     write_bytes(path, data.getvalue())
+
+
+def load_torch(path: Path, key: str, device: torch.device | str = "cpu") -> dict:
+    """What `save_torch` wrote under state["key"] = `key`. Raises UnreadableCheckpoint if the file is damaged or was
+    saved under another key."""
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        found = state["key"]
+    except Exception as error:
+        raise UnreadableCheckpoint(f"cannot read {path} ({type(error).__name__}: {error}); delete it"
+                                   + ("" if path.name == "weights.pt" else " to start this run again")) from error
+    if found != key:
+        raise UnreadableCheckpoint(f"checkpoint {path} belongs to run {found}, not to {key}")
+    return state
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
-from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -249,10 +248,3 @@ def complexity(model: nn.Module, scale: int, *, activations: bool = False) -> tu
     with torch.no_grad():
         shadow(torch.empty(1, 3, 360 // scale, 480 // scale, device="meta"))
     return sum(p.numel() for p in model.parameters()), sum(counts)
-
-
-@cache
-def cost(arch: Architecture, scale: int) -> tuple[int, int]:
-    """`complexity` of an architecture, (#Params, #FLOPs), without its weights being made."""
-    with torch.device("meta"):
-        return complexity(SRNetwork(arch, scale), scale)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ikmlib.data import PatchSampler, crop_to_multiple, imresize, to_rgb
 from ikmlib.fast import Captured
-from ikmlib.files import save_torch
+from ikmlib.files import load_torch, save_torch
 from ikmlib.metrics import RGB_TO_Y, psnr_y, ssim_y
 from ikmlib.models import RGB_STD
 
@@ -30,10 +30,6 @@ DIVERGED = 5.0         # times its lowest level, at which the smoothed loss stop
 
 class TrainingDiverged(RuntimeError):
     """The loss became NaN, infinite, or many times larger than it was."""
-
-
-class UnreadableCheckpoint(RuntimeError):
-    """A checkpoint is damaged or belongs to another run."""
 
 
 # --- evaluation -----------------------------------------------------------------------------------------------------
@@ -87,20 +83,7 @@ def mean_psnr(model: nn.Module, images: Iterable[Pair], scale: int) -> float:
     return float(np.mean([psnr_y(sr, hr, shave=scale) for _, sr, hr in restored(model, images)]))
 
 
-# --- checkpoints ----------------------------------------------------------------------------------------------------
-
-
-def load_checkpoint(path: Path, key: str, device: torch.device | str = "cpu") -> dict:
-    """State saved under `key`. Raises UnreadableCheckpoint if the file is damaged or was saved under another key."""
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-        found = state["key"]
-    except Exception as error:
-        raise UnreadableCheckpoint(f"cannot read {path} ({type(error).__name__}: {error}); delete it"
-                                   + ("" if path.name == "weights.pt" else " to start this run again")) from error
-    if found != key:
-        raise UnreadableCheckpoint(f"checkpoint {path} belongs to run {found}, not to {key}")
-    return state
+# --- training -------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -113,9 +96,6 @@ class Progress:
     smoothed: float | None = None    # exponential mean of the loss
     lowest: float = float("inf")     # of `smoothed`
     total: float = 0.0               # loss summed since the last row of the curve
-
-
-# --- training -------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -215,7 +195,7 @@ class Trainer:
         self.progress = Progress()
         self._unchecked: list[Tensor] = []   # losses still on the device
         if checkpoint.exists():
-            state = load_checkpoint(checkpoint, key, sampler.device)
+            state = load_torch(checkpoint, key, sampler.device)
             self.model.load_state_dict(state["model"])
             options = self.optimizer.state_dict()["param_groups"]   # this device's, not those of where it was saved
             self.optimizer.load_state_dict({**state["optimizer"], "param_groups": options})

@@ -7,7 +7,6 @@ import pytest
 
 from ikmlib.config import PROFILES
 from ikmlib.files import write_csv, write_text
-from ikmlib.models import cost
 from ikmlib.study import comparisons, experiments, records, stats
 from ikmlib.study.experiments import planned
 from ikmlib.study.records import SCORES
@@ -174,7 +173,7 @@ def test_growth_of_the_gain_is_along_the_least_squares_line(results, executed):
 @pytest.mark.parametrize(("power", "verdict"), [(-1.0, "supported"), (0.9, "mixed")])
 def test_growth_that_slows_down_is_saturation(results, executed, power, verdict):
     """PSNR as a concave or a convex function of the size's logarithm."""
-    sizes = {cell: cost(run.arch, 2)[0] for cell, run in experiments.fig8(CPU).items()}
+    sizes = {cell: run.cost[0] for cell, run in experiments.fig8(CPU).items()}
     fake(CPU, "fig8", bonus={cell: np.sign(power) * (params / 1e6) ** power for cell, params in sizes.items()})
     assert executed("07", "cpu").verdicts["C8"]["verdict"] == verdict
 

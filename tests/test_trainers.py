@@ -15,13 +15,13 @@ from torch import nn
 
 from ikmlib import trainers
 from ikmlib.data import PatchSampler, crop_to_multiple, imresize
+from ikmlib.files import UnreadableCheckpoint
 from ikmlib.metrics import psnr_y, ssim_y
 from ikmlib.models import Architecture, SRNetwork
 from ikmlib.peers import build_peer
 from ikmlib.trainers import (
     Trainer,
     TrainingDiverged,
-    UnreadableCheckpoint,
     evaluate,
     learning_rate,
     mae,

@@ -29,9 +29,9 @@ from ikmlib.config import Profile
 from ikmlib.data import centre_crop, training_data
 from ikmlib.fast import keep_memory
 from ikmlib.metrics import psnr_y, ssim_y
-from ikmlib.models import ARCHITECTURES, Architecture, SRNetwork, complexity, cost
+from ikmlib.models import ARCHITECTURES, Architecture, SRNetwork, complexity
 from ikmlib.peers import OnLuma, build_peer
-from ikmlib.trainers import Pair, Trainer, TrainingDiverged, load_checkpoint, mae, mae_y, mean_psnr, pairs, restored
+from ikmlib.trainers import Pair, Trainer, TrainingDiverged, mae, mae_y, mean_psnr, pairs, restored
 
 LEARNING_RATE = 2e-4
 LATER = ("schedule", "reverse", "peer")   # fields of a run that came after the first records
@@ -135,15 +135,22 @@ class Run:
     @property
     def cost(self) -> tuple[int, int]:
         """(#Params, #FLOPs) of the network, see `models.complexity`."""
-        if not self.peer:
-            return cost(self.arch, self.scale)
-        with torch.device("meta"):
-            return complexity(build_peer(self.peer, self.scale), self.scale)
+        return _cost(self.peer or self.arch, self.scale)
 
     def build(self) -> nn.Module:
         """The network, freshly initialised from the seed."""
         torch.manual_seed(self.seed)
-        return build_peer(self.peer, self.scale) if self.peer else SRNetwork(self.arch, self.scale)
+        return _network(self.peer or self.arch, self.scale)
+
+
+def _network(name: str | Architecture, scale: int) -> nn.Module:
+    return build_peer(name, scale) if isinstance(name, str) else SRNetwork(name, scale)
+
+
+@cache
+def _cost(name: str | Architecture, scale: int) -> tuple[int, int]:
+    with torch.device("meta"):   # no weights are made
+        return complexity(_network(name, scale), scale)
 
 
 def found(runs: Iterable[Run]) -> list[Run]:
@@ -288,7 +295,7 @@ def state(run: Run) -> tuple[str, int]:
     if run.diverged:
         return "diverged", files.read_json(run.folder / "diverged.json", "update")["update"]
     path = run.folder / "checkpoint.pt"
-    return ("in progress", load_checkpoint(path, run.id)["progress"]["update"]) if path.exists() else ("missing", 0)
+    return ("in progress", files.load_torch(path, run.id)["progress"]["update"]) if path.exists() else ("missing", 0)
 
 
 def read_record(folder: Path) -> dict:

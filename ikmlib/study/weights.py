@@ -10,10 +10,9 @@ import pandas as pd
 import torch
 
 from ikmlib import config
-from ikmlib.files import locked, read_csv, read_json, reading, sha256, write_bytes, write_text
+from ikmlib.files import load_torch, locked, read_csv, read_json, reading, sha256, write_bytes, write_text
 from ikmlib.models import SRNetwork
 from ikmlib.study.records import Run, default_device, read_record
-from ikmlib.trainers import load_checkpoint
 
 METADATA = "ikmlib"   # one key: safetensors writes several in any order, and the file's sha256 would vary
 SHIPPED = config.ROOT / "results" / "weights"   # used where the folder of weights has none
@@ -40,7 +39,7 @@ def export(run_folder: str | Path) -> Path:
     record, local = read_record(Path(run_folder)), Path(run_folder, "weights.pt")
     if not local.exists():
         raise FileNotFoundError(f"{run_folder} has no weights.pt: weights are exported where the run was trained")
-    state = load_checkpoint(local, record["id"])["model"]
+    state = load_torch(local, record["id"])["model"]
     data = save({name: tensor.float().contiguous() for name, tensor in state.items()},
                 {METADATA: json.dumps(record, sort_keys=True)})
     scores = {name: {"images": len(of), "psnr_y": round(of.psnr_y.mean(), 4), "ssim_y": round(of.ssim_y.mean(), 5)}
@@ -85,7 +84,7 @@ def trained_network(run: Run) -> SRNetwork | None:
     local, *kept = run.folder / "weights.pt", *(where / f"{run.id}.safetensors" for where in (folder(), SHIPPED))
     if local.exists():
         model = run.build()
-        model.load_state_dict(load_checkpoint(local, run.id)["model"])
+        model.load_state_dict(load_torch(local, run.id)["model"])
     else:
         model = next((load(file)[0] for file in kept if file.exists()), None)
     return model and model.to(default_device(), memory_format=torch.channels_last).eval()
