@@ -92,24 +92,24 @@ def run(args: argparse.Namespace) -> int | None:
     stems = [path.stem for path in runner.find_notebooks(args.only)]
     if args.dry_run:
         return print(*stems, sep="\n")
-    from ikmlib.study import experiments, processes
+    from ikmlib.study import experiments, training
     profile, code = config.get_profile(args.profile or "auto"), 0
     with_runs = [stem for stem in stems if stem in experiments.NOTEBOOKS]
     if with_runs and not args.no_train:
-        code = processes.train(profile, with_runs, args.jobs, download=not args.no_download)
+        code = training.train(profile, with_runs, args.jobs, download=not args.no_download)
     return runner.run_notebooks(profile, args.only, train=not args.no_train) or code
 
 
 def train(args: argparse.Namespace) -> int:
     """train the plan's unfinished runs in its order; stop and continue at any time"""
-    from ikmlib.study import processes
-    return processes.train(_planned(args.profile), args.only, args.jobs, args.time_limit, not args.no_download)
+    from ikmlib.study import training
+    return training.train(_planned(args.profile), args.only, args.jobs, args.time_limit, not args.no_download)
 
 
 def status(args: argparse.Namespace) -> None:
     """the plan: what is finished, missing, and the hours left on this device"""
-    from ikmlib.study import experiments
-    table = experiments.status(_planned(args.profile))
+    from ikmlib.study import training
+    table = training.status(_planned(args.profile))
     print(table.to_string(index=False, formatters={"hours_left": "{:.1f}".format}))
     print(f"{table.finished.sum()} of {table.runs.sum()} runs finished; about {table.hours_left.sum():.1f} hours left "
           "on this device, one run at a time")

@@ -8,7 +8,7 @@ import torch
 
 from ikmlib import config, datasets
 from ikmlib.__main__ import main
-from ikmlib.study import experiments, notebook, records
+from ikmlib.study import notebook, records, training
 
 BLOCKED = ("matplotlib", "seaborn", "papermill", "IPython", "ipykernel", "jupyterlab", "nbconvert", "nbformat",
            "notebook")
@@ -70,7 +70,7 @@ def test_status_is_the_plan_with_the_hours_left(results, capsys):
 @pytest.mark.parametrize(("name", "why"), [("checkpoint.pt", "delete it"), ("run.json", "is damaged"),
                                            ("diverged.json", "is damaged")])
 def test_an_unreadable_file_of_a_run_is_named(results, capsys, command, name, why):
-    run = experiments.queue(config.PROFILES["smoke"])[0]
+    run = training.queue(config.PROFILES["smoke"])[0]
     run.folder.mkdir(parents=True)
     (run.folder / name).write_bytes(b"junk")
     assert main([command, "--profile", "smoke"] + ["--jobs", "1"] * (command == "train")) == 2

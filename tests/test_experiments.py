@@ -8,7 +8,7 @@ from conftest import tiny
 from ikmlib import files
 from ikmlib.config import PROFILES
 from ikmlib.models import ARCHITECTURES, SRNetwork, complexity
-from ikmlib.study import experiments, recipe, records, weights
+from ikmlib.study import experiments, recipe, records, training, weights
 from ikmlib.study.experiments import PARTS, PLAN, planned
 from ikmlib.trainers import TrainingDiverged
 
@@ -45,7 +45,7 @@ def test_five_seeds_where_declared_one_for_table_1_three_elsewhere():
 
 def test_the_first_seed_of_a_stage_comes_first_and_table3_before_all(monkeypatch):
     monkeypatch.setattr(records.datasets, "is_installed", lambda name: True)
-    runs = experiments.queue(None)
+    runs = training.queue(None)
     cells = {(run.arch.block, run.arch.attention) for run in runs[:16]}
     assert len(cells) == 16 and {run.seed for run in runs[:16]} == {0} and runs[0].id.startswith("uhdb-none-x2-seed0-")
     assert len(set(runs)) == len(runs) == len({(run.profile, run.id) for run in runs})
@@ -62,10 +62,10 @@ def test_rivals_are_trained_alike_and_change_nothing_else_in_the_queue(monkeypat
     assert [run.peer for run in cells.values()] == ["srcnn", "lapsrn", "idn", "carn", "imdn", "", ""]
     assert cells["U-HDN+IKM",] == CPU_UHDN == first_run(CPU, "fig8", 4, 6, 64) and CPU_UHDN.arch.blocks == 4
     assert [round(run.cost[1] / 1e9, 1) for run in cells.values()] == [9.9, 18.9, 23.9, 41.9, 29.8, 60.3, 60.3]
-    before = {profile: experiments.queue(profile) for profile in (None, SMOKE, PAPER)}
+    before = {profile: training.queue(profile) for profile in (None, SMOKE, PAPER)}
     monkeypatch.setattr(experiments, "PLAN", [row for row in PLAN if row.part != "same_budget"])
     for profile, new in ((None, 18), (SMOKE, 6), (PAPER, 15)):
-        others = experiments.queue(profile)
+        others = training.queue(profile)
         assert [run for run in before[profile] if run in others] == others
         assert len(before[profile]) == len(others) + new
 
@@ -120,9 +120,9 @@ def test_fig11_has_the_papers_costs(order, params_k, flops_g):
 
 
 def test_queue_names_what_it_knows():
-    assert {run.arch.block for run in experiments.queue(SMOKE, ["04"])} == {"rb", "db", "rdb", "uhdb"}
+    assert {run.arch.block for run in training.queue(SMOKE, ["04"])} == {"rb", "db", "rdb", "uhdb"}
     with pytest.raises(ValueError, match="17.*04_table3_attention"):
-        experiments.queue(SMOKE, ["17"])
+        training.queue(SMOKE, ["17"])
 
 
 def test_diverged_runs_are_reported_and_others_go_on(results, monkeypatch):
@@ -137,10 +137,10 @@ def test_diverged_runs_are_reported_and_others_go_on(results, monkeypatch):
     monkeypatch.setattr(records, "train", train)
     plan = pd.DataFrame({"cell": ["a", "a", "b"], "seed": [0, 1, 0], "run": [bad, good, good]})
     with pytest.warns(UserWarning, match="loss nan"):
-        experiments.train_missing(plan)
+        training.train_missing(plan)
     assert good.finished and list(experiments.complete(plan).cell) == ["b"]
-    monkeypatch.setattr(experiments, "queue", lambda profile, only: [bad, good])
-    assert experiments.work(SMOKE, show=False) == 1
+    monkeypatch.setattr(training, "queue", lambda profile, only: [bad, good])
+    assert training.work(SMOKE, show=False) == 1
 
 
 def test_status_knows_what_is_left(results, monkeypatch):
@@ -152,7 +152,7 @@ def test_status_knows_what_is_left(results, monkeypatch):
     monkeypatch.setattr(experiments, "PLAN", (experiments.Row("smoke", "smoke", "table3", (0,)),
                                               experiments.Row("smoke", "smoke", "fig9", (0,))))
     monkeypatch.setattr(experiments.Row, "runs", lambda row, seed: runs[row.part])
-    table = experiments.status(SMOKE).set_index("part")
+    table = training.status(SMOKE).set_index("part")
     assert list(table.runs) == [2, 2] and list(table.finished) == [1, 0]   # a shared run counts once
     assert list(table.diverged) == [0, 1]
     spent, (_, updates) = records.read_record(done.folder)["train_seconds"], records.state(begun)
@@ -161,7 +161,7 @@ def test_status_knows_what_is_left(results, monkeypatch):
 
 
 def test_without_a_finished_run_the_hours_are_not_known(results):
-    table = experiments.status(SMOKE)
+    table = training.status(SMOKE)
     assert table.finished.sum() == 0 and table.hours_left[table.runs > 0].isna().all()
 
 
@@ -171,8 +171,8 @@ def test_what_later_notebooks_need_is_kept_when_a_run_ends(results, monkeypatch)
     monkeypatch.setitem(PROFILES, "smoke", usual)
     monkeypatch.setattr(experiments, "UHDB", tiny_uhdb)
     monkeypatch.setattr(experiments, "table3", lambda profile: {("U-HDB", "IKM"): tiny()})
-    monkeypatch.setattr(experiments, "queue", lambda profile, only: [tiny(), tiny(attention="none"), tiny(updates=7)])
-    assert experiments.work(usual, show=False) == 0
+    monkeypatch.setattr(training, "queue", lambda profile, only: [tiny(), tiny(attention="none"), tiny(updates=7)])
+    assert training.work(usual, show=False) == 0
     assert (tiny().folder / "controls.csv").exists() and list(weights.index()) == [f"{tiny().id}.safetensors"]
     assert not (tiny(attention="none").folder / "controls.csv").exists()
     assert not (tiny(updates=7).folder / "controls.csv").exists()   # not the profile's usual budget

@@ -12,7 +12,7 @@ from ipykernel.kernelspec import get_kernel_dict
 
 from ikmlib import config
 from ikmlib.__main__ import main
-from ikmlib.study import experiments
+from ikmlib.study import training
 
 NOTEBOOKS = sorted((config.ROOT / "notebooks").glob("*.ipynb"))
 by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -77,7 +77,7 @@ def test_the_whole_study_at_smoke_then_again_without_training(results, capfd):
     report = (folder / "REPORT.md").read_text()
     assert "Not evidence" in report and "not tested at this budget" in report
     runs = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/run.json")}
-    assert len(runs) == len(experiments.queue(config.PROFILES["smoke"]))
+    assert len(runs) == len(training.queue(config.PROFILES["smoke"]))
     assert main(["run", "--profile", "smoke", "--only", "04"]) == 0
     assert {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/run.json")} == runs
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from ikmlib.config import PROFILES
-from ikmlib.study import experiments, recipe, records
+from ikmlib.study import recipe, records, training
 
 A, B, C = ((rate, 4000, 4) for rate in recipe.RATES)
 
@@ -33,7 +33,7 @@ def finish(runs, *psnrs):
 
 def new(seen):
     """What the search wants trained beyond what it wanted before."""
-    fresh = [run for run in experiments.queue(PROFILES["recipe"]) if run not in seen]
+    fresh = [run for run in training.queue(PROFILES["recipe"]) if run not in seen]
     seen += fresh
     return fresh
 

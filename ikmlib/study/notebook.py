@@ -18,7 +18,7 @@ import pandas as pd
 from ikmlib import config
 from ikmlib.config import Profile
 from ikmlib.files import read_csv, write_bytes, write_csv, write_text
-from ikmlib.study import experiments
+from ikmlib.study import experiments, training
 from ikmlib.study.records import FALLBACK, runs_in_words
 from ikmlib.study.stats import UNTESTED, VERDICTS
 
@@ -104,7 +104,7 @@ class Page:
         that are missing, unless nothing is to be trained. Says how many are finished."""
         plan = experiments.planned(self.profile, part)
         if self.anew:
-            experiments.train_missing(plan)
+            training.train_missing(plan)
         self.embedded |= any(run.data == FALLBACK["train"] != self.profile.train_sets for run in plan.run)
         print(f"profile {self.profile.name}, {part}: {runs_in_words(plan.run)}" + " finished" * (len(plan) > 0))
         return plan
