@@ -146,14 +146,14 @@ def verify(args: argparse.Namespace) -> int:
 
 
 def weights(args: argparse.Namespace) -> None:
-    """keep the weights of finished runs under results/weights, with a model card, or list them"""
+    """keep the weights of finished runs under results/weights, or list them"""
     from ikmlib.study import weights
-    from ikmlib.tools import model_card
     if (args.action == "export") != bool(args.runs):
         raise ValueError("`weights export` takes run folders, `weights list` takes none")
     for folder in args.runs:
         print(weights.export(folder))
-    print(model_card.write() if args.runs else weights.table().to_string(index=False))
+    if not args.runs:
+        print(weights.table().to_string(index=False))
 
 
 def upscale(args: argparse.Namespace) -> int:

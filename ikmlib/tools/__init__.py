@@ -1,1 +1,1 @@
-"""What the method can be used for beside the study: enlarging pictures and describing weights."""
+"""What the method can be used for beside the study: enlarging pictures."""

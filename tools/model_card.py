@@ -1,4 +1,4 @@
-"""The model card of the weights: what was trained on what, how well it does, where it fails, what it cost."""
+"""Writes results/weights/MODEL_CARD.md: what was trained on what, how well it does, where it fails, what it cost."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -28,9 +28,9 @@ sha256 and the whole record of each file. Scores are PSNR in dB and SSIM on Y, b
 
 
 def gains(entry: dict) -> pd.DataFrame:
-    """Test images that are installed, smallest gain first: set, image, psnr_y, ssim_y, psnr_y_bicubic (dB), gain_db.
+    """The run's test images, smallest gain first: set, image, psnr_y, ssim_y, psnr_y_bicubic (dB), gain_db.
 
-    `entry`: of `weights.index()`. Raises FileNotFoundError if the run's scores are not among the records.
+    `entry`: of `weights.index()`. Raises FileNotFoundError if the run's scores or their images are not there.
     """
     path = config.results_root() / entry["profile"] / "runs" / entry["id"] / "scores.csv"
     scores, scale = read_csv(path), entry["spec"]["scale"]
@@ -39,6 +39,9 @@ def gains(entry: dict) -> pd.DataFrame:
             for name in images for image, lr, hr in pairs(images[name], scale)]
     bicubic = pd.DataFrame(rows, columns=["set", "image", "psnr_y_bicubic"])
     both = scores[["set", "image", "psnr_y", "ssim_y"]].merge(bicubic)
+    if len(both) < len(scores):
+        raise FileNotFoundError(f"{entry['id']} was scored on {', '.join(scores['set'].unique())}; "
+                                f"installed are only {', '.join(images) or 'none of them'}")
     return both.assign(gain_db=both.psnr_y - both.psnr_y_bicubic).sort_values("gain_db", ignore_index=True)
 
 
@@ -58,7 +61,7 @@ def _section(file: str, entry: dict) -> list[str]:
     return [f"## {file}", f"x{spec['scale']}, {entry['params']:,} parameters. Trained on {', '.join(spec['data'])}: "
             f"{spec['updates']:,} updates of {spec['batch']} patches of {spec['patch']} x {spec['patch']} LR pixels, "
             f"{entry['train_seconds'] / 3600:.2f} hours by the clock, pauses included, on {entry['device']}.",
-            beside_published(entry), "Means over the images of the test sets that were installed:",
+            beside_published(entry), "Means over the images of the test sets:",
             markdown_table(table.groupby("set").mean(numeric_only=True).reset_index()),
             f"{(table.gain_db < 0).sum()} of {len(table)} images are worse than by bicubic interpolation. The smallest "
             "gains:", markdown_table(table.head())]
@@ -73,3 +76,7 @@ def write() -> Path:
     parts = [part for file in weights.table().file for part in _section(file, listed[file])]
     write_text(path, "\n\n".join([ABOUT, markdown_table(sets), *parts]) + "\n")
     return path
+
+
+if __name__ == "__main__":
+    print(write())
