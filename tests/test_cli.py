@@ -1,5 +1,6 @@
 """The command line: what works, what is refused, and what it may import."""
 import os
+import shutil
 import subprocess
 import sys
 
@@ -78,11 +79,18 @@ def test_an_unreadable_file_of_a_run_is_named(results, capsys, command, name, wh
     assert f"{run.id}/{name}" in error and why in error and len(error.splitlines()) == 1
 
 
-def test_files_and_output_are_utf_8_whatever_the_locale(results):
+@pytest.mark.parametrize("locale", ["C", "en_US.ISO-8859-1"])
+def test_files_and_output_are_utf_8_whatever_the_locale(results, tmp_path, locale):
+    env = {**os.environ, "LC_ALL": locale, "LOCPATH": str(tmp_path), "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    if locale != "C":
+        if not shutil.which("localedef"):
+            pytest.skip("no localedef here, which makes the locale")
+        subprocess.run(["localedef", "-i", "en_US", "-f", "ISO-8859-1", tmp_path / locale], check=True)
+        said = subprocess.run([sys.executable, "-c", "print(chr(233))"], env=env, capture_output=True, check=True)
+        assert said.stdout == b"\xe9\n"   # it is in force
     page = notebook.open_page("99_report", profile="smoke")
     page.verdict("C1", paper="Größe …", ours="−0.1", verdict="mixed", because="–", any_profile=True)
-    done = subprocess.run([sys.executable, "-m", "ikmlib", "report", "--profile", "smoke"], capture_output=True,
-                          env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
+    done = subprocess.run([sys.executable, "-m", "ikmlib", "report", "--profile", "smoke"], env=env, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
     for name in ("REPORT.md", "report.html", "claims.csv"):
         assert "Größe …" in (results / "smoke" / name).read_text("utf-8")
