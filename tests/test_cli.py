@@ -90,7 +90,7 @@ def test_files_and_output_are_utf_8_whatever_the_locale(results, tmp_path, local
         assert said.stdout == b"\xe9\n"   # it is in force
     page = notebook.open_page("99_report", profile="smoke")
     page.verdict("C1", paper="Größe …", ours="−0.1", verdict="mixed", because="–", any_profile=True)
-    done = subprocess.run([sys.executable, "-m", "ikmlib", "report", "--profile", "smoke"], env=env, capture_output=True)
+    done = subprocess.run([sys.executable, "-m", "ikmlib", "report", "--profile=smoke"], env=env, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
     for name in ("REPORT.md", "report.html", "claims.csv"):
         assert "Größe …" in (results / "smoke" / name).read_text("utf-8")
