@@ -1,8 +1,10 @@
 """Image sets: the split, finding, reading, and downloading from a server of our own on 127.0.0.1."""
+import errno
 import hashlib
 import io
 import os
 import pwd
+import shutil
 import socket
 import threading
 import zipfile
@@ -301,9 +303,18 @@ def test_what_goes_wrong_for_a_while_is_mended(server, tiny, tmp_path, faults, p
 @pytest.mark.parametrize(("fault", "why"), [
     ("404", "HTTP Error 404"), ("503", "HTTP Error 503"), ("corrupt", "sha256 .{64} instead of"), ("cut", "cut after"),
     ("page", f"21 bytes of .* instead of {len(BIRD)}"), ("wrong range", "bytes of .* instead of"),
-    ("stall", "timed out"), ("gone", "refused")])
-def test_what_stays_wrong_is_one_line_and_no_file(server, tiny, tmp_path, fault, why):
+    ("stall", "timed out"), ("gone", "refused"), ("full", "No space left on device")])
+def test_what_stays_wrong_is_one_line_and_no_file(server, tiny, tmp_path, monkeypatch, fault, why):
     server.faults["/bird.png"] = [fault] * files.ATTEMPTS
+    copy = shutil.copyfileobj
+
+    def on_a_full_disk(source, target):
+        if "bird" in target.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        copy(source, target)
+
+    if fault == "full":
+        monkeypatch.setattr(files.shutil, "copyfileobj", on_a_full_disk)
     if fault == "gone":
         server.http.server_close()
     with pytest.raises(FetchError, match=rf"/Set5 .*png cannot be had from http.*png: .*{why}.* IKM_DATA") as error:

@@ -123,7 +123,7 @@ def full_disk(root: Path, words, writes: int) -> tuple[int, str]:
                 filler.write_bytes(bytes(disk.f_bavail * disk.f_frsize))
             write(path, data)
 
-        files.write_bytes = full
+        files.write_bytes = weights.write_bytes = full
 
     code = end(start(words, root, prepare))
     filler.unlink(missing_ok=True)
@@ -132,14 +132,22 @@ def full_disk(root: Path, words, writes: int) -> tuple[int, str]:
 
 
 def full_disks(root: Path, whole: dict) -> tuple[int, int, str]:
-    """Training, then a report, on a small disk that is full: (faults, lost, the files)."""
+    """Training, report, weights and a picture on a small disk that is full: (faults, lost, the kinds of files)."""
     root.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", root], check=True)
     try:
         found = [full_disk(root, TRAIN, writes) for writes in (12, 2, 3, 4, 0, 99)]   # at each file of a run
         found += [full_disk(root, ("report", *SMOKE), writes) for writes in range(6)]
+        run = next(root.glob("smoke/runs/*"))
+        found += [full_disk(root, ("weights", "export", str(run)), writes) for writes in (0, 1, 99)]
+        Image.effect_noise((30, 20), 50).save(root / "a.png")
+        enlarge = ("upscale", f"{root}/a.png", "-o", f"{root}/a_x2.png",
+                   "--weights", f"{root}/weights/{run.name}.safetensors")
+        code, name = full_disk(root, enlarge, 0)
+        found += [(code + 1, name), full_disk(root, enlarge, 99)]   # code 1: of all its pictures, this one failed
         lost = (outcome(root) != whole) + sum((code, bool(name)) not in ((2, True), (0, False)) for code, name in found)
-        names = Counter(name for _, name in found if name)
+        lost += pictures.read(root / "a_x2.png").size != (60, 40)
+        names = Counter(name.replace(run.name, "weights") for _, name in found if name)
         return names.total(), lost, ", ".join(sorted(names))
     finally:
         subprocess.run(["umount", root], check=True)
