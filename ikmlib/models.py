@@ -170,12 +170,12 @@ class UHourglassDenseBlock(DenseBlock):
 _BLOCKS = {"rb": ResidualBlocks, "db": DenseBlock, "rdb": ResidualDenseBlock, "uhdb": UHourglassDenseBlock}
 
 
-def _upscaler(c: int, scale: int) -> nn.Sequential:
-    """Sub-pixel upscaling: one stage for x2 and x3, two x2 stages for x4; 3x3 convolutions in C/4 groups, no bias."""
-    stages = []
-    for r in (2, 2) if scale == 4 else (scale,):
-        stages += [nn.Conv2d(c, c * r * r, 3, padding=1, groups=c // 4, bias=False), nn.PixelShuffle(r)]
-    return nn.Sequential(*stages)
+def upscaler(c: int, scale: int, *activation: nn.Module, groups: int = 1, bias: bool = True) -> nn.Sequential:
+    """Sub-pixel upscaling (B, C, H, W) -> (B, C, sH, sW): one stage for x2 and x3, two x2 stages for x4."""
+    return nn.Sequential(*(
+        layer for r in ((2, 2) if scale == 4 else (scale,))
+        for layer in (nn.Conv2d(c, c * r * r, 3, padding=1, groups=groups, bias=bias), *activation,
+                      nn.PixelShuffle(r))))
 
 
 class SRNetwork(nn.Module):
@@ -195,7 +195,7 @@ class SRNetwork(nn.Module):
         self.head = nn.Conv2d(3, c, 3, padding=1)
         self.blocks = nn.Sequential(*(_BLOCKS[arch.block](arch) for _ in range(arch.blocks)))
         self.fuse = nn.Conv2d(c, c, 3, padding=1, bias=False)
-        self.upscale = _upscaler(c, scale)
+        self.upscale = upscaler(c, scale, groups=c // 4, bias=False)
         self.tail = nn.Conv2d(c, 3, 3, padding=1)
         self.register_buffer("mean", torch.tensor(RGB_MEAN).reshape(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(RGB_STD).reshape(3, 1, 1), persistent=False)

@@ -1,10 +1,10 @@
 """The networks that Tables I and II compare with, written from facts of their publications; `build_peer` makes them.
 
 B images, H/W height and width of the LR image, s the scale: all take RGB (B, 3, H, W) in 0..1 and return RGB
-(B, 3, sH, sW), not clipped. Initial weights are PyTorch's default, of networks on luma He's. A ReLU is a layer where it
-is one in the authors' program, because `models.complexity` counts layers. Not known: how MS3-Conv (Table I, x4) is
-wired, which is missing here; what network made LapSRN's scores at x3; what the last 0.1 K of CARN's printed parameters
-are; why OISR's authors count slightly fewer parameters.
+(B, 3, sH, sW), not clipped. Initial weights are PyTorch's default, but He's in VDSR, LapSRN and DRRN. A ReLU is a layer
+where it is one in the authors' program, because `models.complexity` counts layers. Not known: how MS3-Conv (Table I,
+x4) is wired, which is missing here; what network made LapSRN's scores at x3; what the last 0.1 K of CARN's printed
+parameters are; why OISR's authors count slightly fewer parameters.
 """
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ikmlib.data import _contributions
 from ikmlib.layers import ChannelAttention, _require
 from ikmlib.metrics import RGB_TO_Y
-from ikmlib.models import SCALES
+from ikmlib.models import SCALES, upscaler
 
 # --- what several share: features keep their size, (B, C, H, W) -> (B, C', H, W), except in upscalers ---------------
 
@@ -56,13 +56,6 @@ def channel_gate() -> nn.Module:
 def each(activation: nn.Module, *layers: nn.Module) -> nn.Sequential:
     """The layers, each followed by the activation."""
     return nn.Sequential(*(module for layer in layers for module in (layer, activation)))
-
-
-def upscaler(channels: int, scale: int, *activation: nn.Module, bias: bool = True) -> nn.Module:
-    """Sub-pixel upscaling (B, C, H, W) -> (B, C, sH, sW): one stage for x2 and x3, two x2 stages for x4."""
-    return nn.Sequential(*(
-        layer for r in ((2, 2) if scale == 4 else (scale,))
-        for layer in (conv(channels, channels * r * r, bias=bias), *activation, nn.PixelShuffle(r))))
 
 
 def mean_shift(sign: int) -> nn.Module:
@@ -124,14 +117,19 @@ def luma(x: Tensor) -> Tensor:
     return (16 + sum(weight * colour for weight, colour in zip(RGB_TO_Y, x.split(1, 1), strict=True))) / 255
 
 
+def he(network: nn.Module) -> nn.Module:
+    """A network without biases with He's initial weights: PyTorch's smaller ones let nothing pass a long chain."""
+    for weight in network.parameters():
+        nn.init.kaiming_normal_(weight)
+    return network
+
+
 class OnLuma(nn.Module):
     """RGB of bicubic chroma and the luma that a network makes of LR luma or, if `enlarged`, of bicubic luma."""
 
     def __init__(self, scale: int, network: nn.Module, *, enlarged: bool):
         super().__init__()
         self.scale, self.network, self.enlarged = scale, network, enlarged
-        for weight in (p for p in network.parameters() if p.dim() == 4):
-            nn.init.kaiming_normal_(weight)
 
     def forward(self, x: Tensor) -> Tensor:
         rgb = enlarge(x, self.scale)
@@ -148,7 +146,7 @@ def srcnn(scale: int, *, middle: int = 5, bias: bool = True) -> nn.Module:
 def vdsr(scale: int) -> nn.Module:
     """VDSR (Kim et al., CVPR 2016): 20 convolutions of 64 channels, here and in the paper's count without biases."""
     hidden = each(nn.ReLU(), plain(1, 64), *(plain(64, 64) for _ in range(18)))
-    return OnLuma(scale, residual(hidden, plain(64, 1)), enlarged=True)
+    return OnLuma(scale, he(residual(hidden, plain(64, 1))), enlarged=True)
 
 
 class LapSRN(nn.Module):
@@ -174,7 +172,7 @@ class LapSRN(nn.Module):
 
 def lapsrn(scale: int, *, one_level: bool = False) -> nn.Module:
     """LapSRN (Lai et al., CVPR 2017), without its bilinear initial weights; x4 has two levels unless `one_level`."""
-    return OnLuma(scale, LapSRN(*((2, 2) if scale == 4 and not one_level else (scale,))), enlarged=False)
+    return OnLuma(scale, he(LapSRN(*((2, 2) if scale == 4 and not one_level else (scale,)))), enlarged=False)
 
 
 class Recursion(nn.Sequential):
@@ -190,7 +188,7 @@ class Recursion(nn.Sequential):
 def drrn(scale: int) -> nn.Module:
     """DRRN B1U25 (Tai et al., CVPR 2017); as the paper counts, without its biases and batch normalisation."""
     unit = Recursion(nn.ReLU(), plain(128, 128), nn.ReLU(), plain(128, 128))
-    return OnLuma(scale, residual(nn.ReLU(), plain(1, 128), unit, nn.ReLU(), plain(128, 1)), enlarged=True)
+    return OnLuma(scale, he(residual(nn.ReLU(), plain(1, 128), unit, nn.ReLU(), plain(128, 1))), enlarged=True)
 
 
 class DistillationBlock(nn.Module):
