@@ -13,6 +13,12 @@ ROOT = Path(__file__).resolve().parents[1]
 PAPER = Path(__file__).resolve().parent / "paper"
 
 
+def require(name: str, value, allowed) -> None:
+    """Raise ValueError, which says what is allowed, unless `value` is one of them."""
+    if value not in allowed:
+        raise ValueError(f"unknown {name} {value!r}; allowed: {', '.join(map(str, allowed))}")
+
+
 def folder_from(variable: str) -> Path | None:
     """The folder that an environment variable names, `~` expanded; None if the variable is unset or empty."""
     value = os.environ.get(variable)
@@ -100,6 +106,5 @@ def get_profile(name: str) -> Profile:
         import torch
 
         name = "small" if torch.cuda.is_available() else "smoke"
-    if name not in PROFILES:
-        raise ValueError(f"unknown profile {name!r}; allowed: auto, {', '.join(PROFILES)}")
+    require("profile", name, ("auto", *PROFILES))
     return PROFILES[name]

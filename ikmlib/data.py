@@ -25,7 +25,7 @@ def _cubic(x: np.ndarray) -> np.ndarray:
     return np.where(x <= 1, 1.5 * x**3 - 2.5 * x**2 + 1, np.where(x < 2, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2, 0.0))
 
 
-def _contributions(size: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
+def contributions(size: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
     """For each output position: the input positions it is made of and their weights, both (output size, taps)."""
     stretch = min(scale, 1.0)   # below 1 the kernel is widened: anti-aliasing
     width = 4 / stretch
@@ -39,7 +39,7 @@ def _contributions(size: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
 
 def _resize_rows(image: np.ndarray, scale: float) -> np.ndarray:
     """One pass, over the first axis, rounded to uint8 half away from zero."""
-    index, weights = _contributions(len(image), scale)
+    index, weights = contributions(len(image), scale)
     image = image.astype(np.float64)
     out = np.zeros((len(index), *image.shape[1:]))
     for tap in np.flatnonzero(np.any(weights, axis=0)):

@@ -127,8 +127,7 @@ def status(name: str) -> Status:
 
     Raises ValueError for an unknown set, NotADirectoryError if IKM_DATA is set to something that is no folder.
     """
-    if name not in SETS:
-        raise ValueError(f"unknown image set {name!r}; allowed: {', '.join(SETS)}")
+    config.require("image set", name, SETS)
     found = [_inspect(SETS[name], folder) for folder in _places(SETS[name])]
     return next((here for here in found if here.installed), max(found, key=lambda here: len(here.files)))
 

@@ -16,17 +16,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ikmlib import fast
+from ikmlib.config import require
 
 GRADIENTS = ("iso", "go", "autograd")
 TRANSFORMS = ("sigmoid", "softmax", "residual")
 ATTENTIONS = ("none", "ca", "sa", "ikm")
 CONTEXTS = ("own", "constant", "shuffled")
-
-
-def _require(name: str, value, allowed: tuple) -> None:
-    if value not in allowed:
-        raise ValueError(f"unknown {name} {value!r}; allowed: {', '.join(map(str, allowed))}")
-
 
 # --- contextual attention generation (CAG), Eqs. 9-11 ---------------------------------------------------------------
 
@@ -44,7 +39,7 @@ def pooled_mask(x: Tensor, kernel_size: int | tuple[int, ...], *, tau: float | s
         raise ValueError(f"contextual attention takes (B, C, L) or (B, C, H, W), not {tuple(x.shape)}")
     x = x.detach()
     if isinstance(tau, str):
-        _require("tau", tau, ("mean", "median"))
+        require("tau", tau, ("mean", "median"))
         tau = pool(x, 1) if tau == "mean" else x.flatten(2).median(-1).values.reshape(pool(x, 1).shape)
     # Comparing in place gives 0 and 1 in x's type, which on a CPU is faster than converting booleans
     return pool(x.clone().gt_(tau) if strict else x.clone().ge_(tau), kernel_size)
@@ -59,7 +54,7 @@ def proportion_transform(pooled: Tensor, transform: str = "sigmoid") -> Tensor:
 
     Raises ValueError for another transform.
     """
-    _require("transform", transform, TRANSFORMS)
+    require("transform", transform, TRANSFORMS)
     share = torch.softmax(pooled.flatten(2).transpose(1, 2), 1)   # (B, n, Ci): over a last axis of nine it is slow
     n = share.shape[1]
     if transform == "sigmoid":
@@ -124,7 +119,7 @@ def modulated_conv2d(x: Tensor, weight: Tensor, attention: Tensor | float, bias:
 
     The bias, if any, is never modulated and has its exact gradient. Raises ValueError for an unknown rule.
     """
-    _require("gradient rule", gradient, GRADIENTS)
+    require("gradient rule", gradient, GRADIENTS)
     if not isinstance(attention, Tensor):
         attention = x.new_full((1, 1, 1, 1), attention)
     attention = attention.expand(len(x), *weight.shape[1:])
@@ -152,13 +147,13 @@ class IKMConv2d(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int], *, stride=1, padding=0,
                  dilation=1, bias: bool = True, gradient: str = "iso", tau: float | str = 0.0, strict: bool = False,
                  transform: str = "sigmoid", context: str = "own"):
-        _require("gradient rule", gradient, GRADIENTS)
-        _require("transform", transform, TRANSFORMS)
-        _require("context", context, CONTEXTS)
+        require("gradient rule", gradient, GRADIENTS)
+        require("transform", transform, TRANSFORMS)
+        require("context", context, CONTEXTS)
         if isinstance(padding, str):
             raise ValueError(f"padding must be a number or a pair of numbers, not {padding!r}")
         if isinstance(tau, str):
-            _require("tau", tau, ("mean", "median"))
+            require("tau", tau, ("mean", "median"))
         super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=padding, dilation=dilation,
                          bias=bias)
         self.gradient, self.context = gradient, context

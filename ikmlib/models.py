@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ikmlib import fast
-from ikmlib.layers import ATTENTIONS, ChannelAttention, IKMConv2d, SpatialAttention, _require
+from ikmlib.config import require
+from ikmlib.layers import ATTENTIONS, ChannelAttention, IKMConv2d, SpatialAttention
 
 SCALES = (2, 3, 4)
 BLOCKS = ("rb", "db", "rdb", "uhdb")
@@ -45,8 +46,8 @@ class Architecture:
     gain: float = 1.0                                 # for controls: times the blocks' initial k x k weights
 
     def __post_init__(self):
-        _require("block", self.block, BLOCKS)
-        _require("attention", self.attention, ATTENTIONS)
+        require("block", self.block, BLOCKS)
+        require("attention", self.attention, ATTENTIONS)
         if self.kernel % 2 == 0:
             raise ValueError(f"kernel size {self.kernel} is even; the blocks keep the image size, and need an odd one")
 
@@ -189,7 +190,7 @@ class SRNetwork(nn.Module):
 
     def __init__(self, arch: Architecture, scale: int, *, fast: bool = True):
         super().__init__()
-        _require("scale", scale, SCALES)
+        require("scale", scale, SCALES)
         c = arch.channels
         self.arch, self.scale = arch, scale
         self.head = nn.Conv2d(3, c, 3, padding=1)
@@ -215,7 +216,7 @@ def build_model(name: str, *, scale: int = 2, attention: str = "ikm") -> SRNetwo
     Weights are PyTorch's default initialisation. Raises ValueError for an unknown name, scale or attention.
     For anything else: `SRNetwork(replace(ARCHITECTURES[name], kernel=5), scale)`.
     """
-    _require("architecture", name, tuple(ARCHITECTURES))
+    require("architecture", name, tuple(ARCHITECTURES))
     return SRNetwork(replace(ARCHITECTURES[name], attention=attention), scale)
 
 

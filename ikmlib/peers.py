@@ -14,8 +14,9 @@ from functools import cache, partial
 import torch
 from torch import Tensor, nn
 
-from ikmlib.data import _contributions
-from ikmlib.layers import ChannelAttention, _require
+from ikmlib.config import require
+from ikmlib.data import contributions
+from ikmlib.layers import ChannelAttention
 from ikmlib.metrics import RGB_TO_Y
 from ikmlib.models import SCALES, upscaler
 
@@ -101,8 +102,8 @@ class Cascade(nn.Module):
 @cache
 @torch.inference_mode(False)
 def _taps(size: int, scale: int, device: torch.device) -> list[Tensor]:
-    """`_contributions`, kept on a device: on a GPU, an update that is captured may not bring them there."""
-    return [torch.from_numpy(array).to(device) for array in _contributions(size, scale)]
+    """`contributions`, kept on a device: on a GPU, an update that is captured may not bring them there."""
+    return [torch.from_numpy(array).to(device) for array in contributions(size, scale)]
 
 
 def enlarge(x: Tensor, scale: int) -> Tensor:
@@ -393,6 +394,6 @@ COUNTED = {"srcnn": {"middle": 1, "bias": False}, "lapsrn": {"one_level": True},
 def build_peer(name: str, scale: int, *, counted: bool = False) -> nn.Module:
     """A network of `PEERS` for x2, x3 or x4: the published one or, if `counted`, the one whose cost the paper prints.
     Raises ValueError for an unknown name or scale."""
-    _require("network", name, tuple(PEERS))
-    _require("scale", scale, SCALES)
+    require("network", name, tuple(PEERS))
+    require("scale", scale, SCALES)
     return PEERS[name](scale, **(COUNTED.get(name, {}) if counted else {}))

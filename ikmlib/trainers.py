@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ikmlib.config import require
 from ikmlib.data import PatchSampler, crop_to_multiple, imresize, to_rgb
 from ikmlib.fast import Captured
 from ikmlib.files import load_torch, save_torch
@@ -133,8 +134,7 @@ def learning_rate(initial: float, update: int, updates: int, schedule: str = "ha
                 (not in the paper)
     Raises ValueError for another schedule.
     """
-    if schedule not in SCHEDULES:
-        raise ValueError(f"unknown schedule {schedule!r}; allowed: {', '.join(SCHEDULES)}")
+    require("schedule", schedule, SCHEDULES)
     if schedule == "halving":
         return initial * 0.5 ** (3 * update // updates)
     warm = max(1, round(WARM_UP * updates))
@@ -226,7 +226,7 @@ class Trainer:
                 raise TrainingDiverged(f"run {self.key}: loss {loss:.4g} near update {p.update} (smoothed "
                                        f"{p.smoothed:.4g}, lowest {p.lowest:.4g}); stopped")
 
-    def fit(self, *, deadline: float | None = None, label: str = "", show: bool = True) -> bool:
+    def fit(self, *, deadline: float = math.inf, label: str = "", show: bool = True) -> bool:
         """Train to the end, or until `deadline` (time.monotonic()); True if the run is complete.
 
         Ctrl-C and SIGTERM end the update in progress, save, and raise KeyboardInterrupt. Raises TrainingDiverged.
@@ -237,7 +237,7 @@ class Trainer:
         self.model.train()
         with _stop_requests() as stop, tqdm(total=self.updates, initial=p.update, desc=label or self.key, unit="upd",
                                             disable=not show, mininterval=1.0, leave=False) as bar:
-            while p.update < self.updates and not stop and (deadline is None or time.monotonic() < deadline):
+            while p.update < self.updates and not stop and time.monotonic() < deadline:
                 self._advance()
                 if p.curve and p.curve[-1]["update"] == p.update:
                     bar.set_postfix_str(f"{p.curve[-1]['psnr_y']:.2f} dB")

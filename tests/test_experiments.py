@@ -125,7 +125,7 @@ def test_queue_names_what_it_knows():
         training.queue(SMOKE, ["17"])
 
 
-def test_diverged_runs_are_reported_and_others_go_on(results, monkeypatch):
+def test_diverged_runs_are_reported_and_others_go_on(results, monkeypatch, capsys):
     good, bad = tiny(), tiny(seed=1)
     real = records.train
 
@@ -136,11 +136,8 @@ def test_diverged_runs_are_reported_and_others_go_on(results, monkeypatch):
 
     monkeypatch.setattr(records, "train", train)
     plan = pd.DataFrame({"cell": ["a", "a", "b"], "seed": [0, 1, 0], "run": [bad, good, good]})
-    with pytest.warns(UserWarning, match="loss nan"):
-        training.train_missing(plan)
+    assert training.train_runs(plan.run, show=False) == 1 and "loss nan" in capsys.readouterr().out
     assert good.finished and list(experiments.complete(plan).cell) == ["b"]
-    monkeypatch.setattr(training, "queue", lambda profile, only: [bad, good])
-    assert training.work(SMOKE, show=False) == 1
 
 
 def test_status_knows_what_is_left(results, monkeypatch):
@@ -171,8 +168,7 @@ def test_what_later_notebooks_need_is_kept_when_a_run_ends(results, monkeypatch)
     monkeypatch.setitem(PROFILES, "smoke", usual)
     monkeypatch.setattr(experiments, "UHDB", tiny_uhdb)
     monkeypatch.setattr(experiments, "table3", lambda profile: {("U-HDB", "IKM"): tiny()})
-    monkeypatch.setattr(training, "queue", lambda profile, only: [tiny(), tiny(attention="none"), tiny(updates=7)])
-    assert training.work(usual, show=False) == 0
+    assert training.train_runs([tiny(), tiny(attention="none"), tiny(updates=7)], show=False) == 0
     assert (tiny().folder / "controls.csv").exists() and list(weights.index()) == [f"{tiny().id}.safetensors"]
     assert not (tiny(attention="none").folder / "controls.csv").exists()
     assert not (tiny(updates=7).folder / "controls.csv").exists()   # not the profile's usual budget

@@ -135,12 +135,12 @@ def test_a_run_in_other_hands_is_left_alone(results):
 def test_missing_training_sets_fall_back_to_embedded_images_and_say_so(results, monkeypatch):
     monkeypatch.setattr(datasets, "is_installed", lambda name: name.startswith("embedded"))
     asked = Run.of(PROFILES["cpu"], TINY, 0)
-    run, = records.found([asked])
+    run, = records.with_available_data([asked])
     assert run.data == ("embedded-train",) and run.spec["data"] == ["embedded-train"] and run.id != asked.id
     assert list(records.scored_images(PROFILES["cpu"], run.data)) == ["embedded-test"]
     asked.folder.mkdir(parents=True)
     (asked.folder / "run.json").write_text("{}")
-    assert records.found([asked]) == [asked]   # finished elsewhere: its record serves, the images are not needed
+    assert records.with_available_data([asked]) == [asked]   # its record serves, images are not needed
 
 
 # --- what may go wrong ----------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pandas as pd
 from ikmlib import config
 from ikmlib.config import PROFILES, Profile
 from ikmlib.models import ARCHITECTURES, Architecture
-from ikmlib.study.records import Run, factors, found
+from ikmlib.study.records import Run, factors, with_available_data
 
 Cells = dict[tuple, Run]
 
@@ -23,9 +23,9 @@ BLOCKS = {"U-HDB": "uhdb", "RDB": "rdb", "DB": "db", "RB": "rb"}
 ATTENTIONS = {"none": "none", "IKM": "ikm", "CA": "ca", "SA": "sa"}
 
 
-def _at_budget(profile: Profile, architectures: Mapping[tuple, Architecture], scale: int = 2) -> Cells:
-    """Runs of a grid of architectures at a profile's budget."""
-    return {cell: Run.of(profile, arch, 0, scale) for cell, arch in architectures.items()}
+def _at_budget(profile: Profile, architectures: Mapping[tuple, Architecture]) -> Cells:
+    """Runs of a grid of architectures at a profile's budget, x2."""
+    return {cell: Run.of(profile, arch, 0) for cell, arch in architectures.items()}
 
 
 def ablated(profile: Profile) -> Architecture:
@@ -275,7 +275,8 @@ PLAN = (
 
 
 def planned(profile: Profile, part: str) -> pd.DataFrame:
-    """The declared runs of a part at a profile, a row each: the part's factors, seed, run (see `records.found`)."""
+    """The declared runs of a part at a profile, a row each: the part's factors, seed, run, all
+    `records.with_available_data`."""
     names, declared = PARTS[part].factors, {}
     for row in PLAN:
         if (row.profile, row.part) == (profile.name, part):
@@ -284,7 +285,7 @@ def planned(profile: Profile, part: str) -> pd.DataFrame:
     order = list(PARTS[part].cells(profile))   # cells as the part orders them, whatever the plan's order
     at = sorted(declared, key=lambda cell_and_seed: order.index(cell_and_seed[0]))
     plan = pd.DataFrame([(*cell, seed) for cell, seed in at], columns=[*names, "seed"])
-    return plan.assign(run=found(declared[key] for key in at))
+    return plan.assign(run=with_available_data(declared[key] for key in at))
 
 
 def complete(plan: pd.DataFrame) -> pd.DataFrame:

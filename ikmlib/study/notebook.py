@@ -104,7 +104,7 @@ class Page:
         that are missing, unless nothing is to be trained. Says how many are finished."""
         plan = experiments.planned(self.profile, part)
         if self.anew:
-            training.train_missing(plan)
+            training.train_runs(plan.run)
         self.embedded |= any(run.data == FALLBACK["train"] != self.profile.train_sets for run in plan.run)
         print(f"profile {self.profile.name}, {part}: {runs_in_words(plan.run)}" + " finished" * (len(plan) > 0))
         return plan
@@ -148,8 +148,7 @@ class Page:
         """
         from IPython.display import Markdown
 
-        if verdict not in VERDICTS:
-            raise ValueError(f"unknown verdict {verdict!r}; allowed: {', '.join(VERDICTS)}")
+        config.require("verdict", verdict, VERDICTS)
         if not (self.profile.evidence or any_profile) or self.embedded and seeds is not None:
             verdict = UNTESTED   # also of networks that were trained on embedded photographs
         entry = {"name": claim, "paper": paper, "ours": ours, "verdict": verdict, "because": because, "seeds": seeds}

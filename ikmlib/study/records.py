@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
@@ -153,7 +154,7 @@ def _cost(name: str | Architecture, scale: int) -> tuple[int, int]:
         return complexity(_network(name, scale), scale)
 
 
-def found(runs: Iterable[Run]) -> list[Run]:
+def with_available_data(runs: Iterable[Run]) -> list[Run]:
     """The runs themselves; where one is not finished and its training sets are not installed, its twin on embedded
     images."""
     installed = cache(datasets.is_installed)   # for this call: it looks at every file of a set
@@ -212,7 +213,7 @@ def provenance(run: Run, trainer: Trainer, left_out: tuple[str, ...]) -> dict:
     device, seconds = trainer.sampler.device, trainer.progress.seconds
     tf32 = (device.type == "cuda" and torch.backends.cudnn.allow_tf32
             and torch.cuda.get_device_capability(device) >= (8, 0))
-    params, multi_adds = complexity(trainer.model, run.scale)
+    params, multi_adds = run.cost
     return {
         "git_commit": git_commit(), "device": device_name(device),
         "python": platform.python_version(), "torch": torch.__version__,
@@ -245,7 +246,7 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def train(run: Run, *, deadline: float | None = None, show: bool = True, device: torch.device | None = None) -> bool:
+def train(run: Run, *, deadline: float = math.inf, show: bool = True, device: torch.device | None = None) -> bool:
     """Train and score one run, or continue it; True if it is finished, False if time ran out or another process has it.
 
     A run that diverges leaves `diverged.json` in place of `run.json`. Raises TrainingDiverged, UnreadableCheckpoint,

@@ -4,7 +4,6 @@ from __future__ import annotations
 import math
 import sys
 import time
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -17,7 +16,7 @@ from ikmlib.models import ARCHITECTURES
 from ikmlib.study import experiments, recipe, records, weights
 from ikmlib.study.other_attention import other_attention_scores
 from ikmlib.study.processes import programs
-from ikmlib.study.records import Run, found
+from ikmlib.study.records import Run, with_available_data
 from ikmlib.trainers import TrainingDiverged
 
 # --- the queue ------------------------------------------------------------------------------------------------------
@@ -40,7 +39,7 @@ def queue(profile: Profile | None, only: Iterable[str] = ()) -> list[Run]:
     if profile == PROFILES["recipe"]:
         return [run for step in recipe.steps() for run in recipe.runs(*step) if not run.diverged]
     rows = _rows(profile, only)
-    return list(dict.fromkeys(found(
+    return list(dict.fromkeys(with_available_data(
         run for stage in dict.fromkeys(row.stage for row in rows)
         for seed in sorted({seed for row in rows for seed in row.seeds})
         for row in rows if row.stage == stage for run in row.runs(seed))))
@@ -65,26 +64,12 @@ def keep(run: Run) -> None:
             weights.export(run.folder)
 
 
-def train_missing(plan: pd.DataFrame) -> None:
-    """Train the runs of a plan that are not finished; warn of one that diverges and go on."""
-    for run in dict.fromkeys(plan.run):
-        try:
-            if run.finished or records.train(run):
-                keep(run)
-        except TrainingDiverged as error:
-            warnings.warn(str(error), stacklevel=2)
-
-
-def work(profile: Profile | None, *, only: Iterable[str] = (), time_limit: float | None = None,
-         show: bool = True) -> int:
-    """Train the queue's unfinished runs in order, until done or `time_limit` seconds have passed; number of diverged.
-
-    Several processes may work at once: each takes the first run that no other has.
-    """
-    deadline = None if time_limit is None else time.monotonic() + time_limit
+def train_runs(runs: Iterable[Run], *, deadline: float = math.inf, show: bool = True) -> int:
+    """Train the runs that are not finished, in order, until all are or `deadline` (time.monotonic()) has come; returns
+    how many diverged. Several processes may share them: each takes the first run that no other has."""
     diverged = 0
-    for run in queue(profile, only):
-        if deadline is not None and time.monotonic() >= deadline:
+    for run in dict.fromkeys(runs):
+        if time.monotonic() >= deadline:
             break
         try:
             if records.train(run, deadline=deadline, show=show):
@@ -110,7 +95,7 @@ def train(profile: Profile | None, only: Sequence[str], jobs: int | None, time_l
     unfinished = sum(not (run.finished or run.diverged) for run in queue(profile, only))
     jobs = min(unfinished, jobs or (4 if records.default_device().type == "cuda" else min(cores(), 8)))
     if jobs <= 1:
-        return int(work(profile, only=only, time_limit=time_limit) > 0)
+        return int(train_runs(queue(profile, only), deadline=time.monotonic() + time_limit) > 0)
     print(f"{profile.name if profile else 'the plan'}: {unfinished} runs to train, {jobs} at a time", flush=True)
     words = ("ikmlib", "train", "--jobs=1", "--no-download", f"--only={','.join(only)}", f"--time-limit={time_limit}",
              *([f"--profile={profile.name}"] if profile else []))
@@ -159,7 +144,8 @@ def status(profile: Profile | None = None) -> pd.DataFrame:
     rows, seen, lines = [], set(), _rows(profile, ())
     pace = _pace(dict.fromkeys(row.profile for row in lines))
     for row in lines:
-        runs = [run for run in found(run for seed in row.seeds for run in row.runs(seed)) if run not in seen]
+        runs = [run for run in with_available_data(run for seed in row.seeds for run in row.runs(seed))
+                if run not in seen]
         seen.update(runs)
         states = [records.state(run) for run in runs]
         diverged = sum(state == "diverged" for state, _ in states)
