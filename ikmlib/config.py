@@ -47,8 +47,8 @@ def cores() -> int:
 class Profile:
     """How much one profile trains and scores.
 
-    `train_sets` and `test_sets` are tried in order; a profile whose training sets are not installed falls back to the
-    embedded photographs, and every record says which it used.
+    It trains on all of `train_sets` and scores those of `test_sets` that are installed. Without its training sets it
+    falls back to the embedded photographs, and every record says which it used.
     """
 
     name: str

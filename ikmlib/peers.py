@@ -60,7 +60,7 @@ def each(activation: nn.Module, *layers: nn.Module) -> nn.Sequential:
 
 
 def mean_shift(sign: int) -> nn.Module:
-    """x + sign * DIV2K_MEAN as a frozen convolution, whose 12 parameters the paper counts."""
+    """x + sign * DIV2K_MEAN as a frozen convolution, whose 12 parameters count (those of CFSRCNN fit so)."""
     shift = pointwise(3, 3).requires_grad_(False)
     nn.init.dirac_(shift.weight)
     shift.bias.data = sign * torch.tensor(DIV2K_MEAN)
@@ -102,13 +102,14 @@ class Cascade(nn.Module):
 @cache
 @torch.inference_mode(False)
 def _taps(size: int, scale: int, device: torch.device) -> list[Tensor]:
-    """`contributions`, kept on a device: on a GPU, an update that is captured may not bring them there."""
+    """`contributions`, kept on a device, because a captured update of a GPU may not bring them there. They are made
+    outside inference mode, because training uses them, too."""
     return [torch.from_numpy(array).to(device) for array in contributions(size, scale)]
 
 
 def enlarge(x: Tensor, scale: int) -> Tensor:
     """Bicubic (B, C, H, W) -> (B, C, sH, sW): `data.imresize` without its rounding and clipping."""
-    for index, weights in (_taps(size, scale, x.device) for size in x.shape[2:]):   # the other axis comes last, twice
+    for index, weights in (_taps(size, scale, x.device) for size in x.shape[2:]):   # each turn swaps the axes
         x = (x.transpose(2, 3)[..., index] * weights.to(x.dtype)).sum(-1)
     return x
 
@@ -145,7 +146,7 @@ def srcnn(scale: int, *, middle: int = 5, bias: bool = True) -> nn.Module:
 
 
 def vdsr(scale: int) -> nn.Module:
-    """VDSR (Kim et al., CVPR 2016): 20 convolutions of 64 channels, here and in the paper's count without biases."""
+    """VDSR (Kim et al., CVPR 2016): 20 convolutions of 64 channels, without biases here and in the paper's count."""
     hidden = each(nn.ReLU(), plain(1, 64), *(plain(64, 64) for _ in range(18)))
     return OnLuma(scale, he(residual(hidden, plain(64, 1))), enlarged=True)
 
@@ -392,8 +393,8 @@ COUNTED = {"srcnn": {"middle": 1, "bias": False}, "lapsrn": {"one_level": True},
 
 
 def build_peer(name: str, scale: int, *, counted: bool = False) -> nn.Module:
-    """A network of `PEERS` for x2, x3 or x4: the published one or, if `counted`, the one whose cost the paper prints.
-    Raises ValueError for an unknown name or scale."""
+    """A network of `PEERS` for x2, x3 or x4: the published one, but for what its docstring names, or, if `counted`, the
+    one whose cost the paper prints. Raises ValueError for an unknown name or scale."""
     require("network", name, tuple(PEERS))
     require("scale", scale, SCALES)
     return PEERS[name](scale, **(COUNTED.get(name, {}) if counted else {}))

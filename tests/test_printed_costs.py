@@ -1,12 +1,13 @@
 """Costs that the paper prints: which of them the described networks have, and which rows mix two networks."""
 import json
 
+import pandas as pd
 import pytest
 
 from ikmlib import peers
 from ikmlib.config import PROFILES
 from ikmlib.files import write_text
-from ikmlib.models import complexity
+from ikmlib.models import SCALES, complexity
 from ikmlib.study import experiments, printed_costs
 from ikmlib.study.printed_costs import MIXED, peer_costs, rounds_to, to_train
 
@@ -41,15 +42,17 @@ def small(monkeypatch):
 
 def test_the_other_methods_rows_say_which_count_fits_and_whether_they_mix_networks(small):
     table = peer_costs(1).set_index("method")
-    assert list(table.index) == ["SRCNN", "IDN"] and (table.params_fit == "yes").all()
+    assert list(table.index) == ["SRCNN", "IDN", "MS3-Conv"]
+    assert list(table.params_fit) == ["yes", "yes", "not built"] and table.fits["MS3-Conv"] == "not built"
+    assert table.flops_g_paper["MS3-Conv"] == 21.6 and pd.isna(table.flops_g_ours["MS3-Conv"])
     assert table.fits["SRCNN"] == "convolutions and with activations" and table.fits["IDN"] == "with activations"
     assert "9-5-5" in table.mixed["SRCNN"]
 
 
 def test_rows_that_mix_networks_have_another_cost_as_published():
-    assert complexity(peers.build_peer("srcnn", 2), 2)[0] == 57_281 and "57.3 K" in MIXED["SRCNN"]
-    assert complexity(peers.build_peer("idn", 2), 2)[0] == 552_769 and "553 K" in MIXED["IDN"]
-    assert complexity(peers.build_peer("lapsrn", 4), 4)[0] == 870_112 and "870 K" in MIXED["LapSRN"]
+    assert complexity(peers.build_peer("srcnn", 2), 2)[0] == 57_281 and "57.3 K" in MIXED["SRCNN", SCALES]
+    assert complexity(peers.build_peer("idn", 2), 2)[0] == 552_769 and "553 K" in MIXED["IDN", SCALES]
+    assert complexity(peers.build_peer("lapsrn", 4), 4)[0] == 870_112 and "870 K" in MIXED["LapSRN", (4,)]
 
 
 def test_hours_follow_multiply_adds_once_all_runs_that_they_rest_on_are_finished(results):

@@ -165,11 +165,11 @@ def table2(profile: Profile) -> Cells:
     return {cell: _final(profile, run) for cell, run in _at_budget(profile, networks).items()}
 
 
-RIVALS = ("SRCNN", "LapSRN", "IDN", "CARN", "IMDN")   # of Table I, that are small enough for three seeds
+RIVALS = ("SRCNN", "LapSRN", "IDN", "CARN", "IMDN")   # half of Table I's methods, from the oldest to a strong one
 
 
 def rival(profile: Profile, name: str) -> Run:
-    """A network of `peers.PEERS` as published, at x2 and a profile's budget."""
+    """A network of `peers.build_peer` at x2 and a profile's budget."""
     return replace(Run.of(profile, Architecture(), 0), peer=name)
 
 
@@ -262,7 +262,7 @@ PLAN = (
     Row("B", "cpu-long", "controls", THREE, _GAIN), Row("B", "cpu-long", "controls", THREE, _SCALE_OR_CONTEXT),
     Row("B", "cpu-long", "table1", ONE, {"scale": (2,)}),
     Row("B", "cpu-long", "table2", ONE, {"network": ("U-HDN+IKM",)}),
-    Row("C", "cpu", "fig8", THREE), Row("C", "cpu", "same_budget", THREE),
+    Row("C", "cpu", "fig8", THREE), Row("C", "cpu", "same_budget", THREE), Row("C", "cpu", "table1", ONE, {"scale": (2,)}),
     Row("D", "cpu", "table3", MORE, _COLUMNS),
     Row("D", "cpu", "controls", MORE, _UHDB_GAIN), Row("D", "cpu", "controls", MORE, _SCALE_OR_CONTEXT),
     Row("D", "cpu-long", "table3", MORE, _COLUMNS),

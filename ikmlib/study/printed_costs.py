@@ -1,5 +1,5 @@
-"""The costs that Tables I and II print for the other methods, beside the same networks counted now, and what it would
-cost to train them."""
+"""The costs that the paper's tables print: of the other methods of Tables I and II, beside the same networks counted
+now; and what it would cost to train them."""
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -14,12 +14,13 @@ from ikmlib.models import complexity
 from ikmlib.study import experiments
 from ikmlib.study.records import Run, read_record
 
-# Methods whose printed cost and printed PSNR belong to different networks, by their publications; and which
+# Methods and scales whose printed cost and printed PSNR, by what is known of them, belong to different networks; which
 MIXED = {
-    "SRCNN": "cost of 9-1-5, PSNR of 9-5-5 (57.3 K)", "LapSRN": "cost of one level; at x4 its PSNR is of two (870 K)",
-    "IDN": "cost without groups on RGB, PSNR as published: luma, 4 groups (553 K)",
-    "RDN": "cost of D = 20, C = 6, G = 32, PSNR of D = 16, C = 8, G = 64 (22.1 M)",
-    "OISR-RK3": "#Params of the x4 network (44.3 M), the rest of x2 (41.9 M)",
+    ("SRCNN", (2, 3, 4)): "cost of 9-1-5, PSNR of 9-5-5 (57.3 K)",
+    ("LapSRN", (4,)): "cost of one level, PSNR of two (870 K)",
+    ("IDN", (2, 3, 4)): "cost without groups on RGB, PSNR of the published network: luma, 4 groups (553 K)",
+    ("RDN", (2,)): "cost of D = 20, C = 6, G = 32, PSNR of D = 16, C = 8, G = 64 (22.1 M)",
+    ("OISR-RK3", (2,)): "#Params of the x4 network (44.3 M), the rest of x2 (41.9 M)",
 }
 
 
@@ -34,16 +35,20 @@ def rounds_to(ours: float, printed: str) -> bool:
 
 
 def peer_costs(number: int) -> pd.DataFrame:
-    """Costs of the other methods of Table I or II, a row a row of the table: printed, and counted on the network that
-    the paper counts.
+    """Costs of the other methods of Table I or II, a line for each of its rows: printed, and counted on the network
+    that the paper counts.
 
-    scale, method, #Params (K) paper | ours; #FLOPs (G) paper | ours: of convolutions and biases; `flops_all_g_ours`:
-    activation and pooling layers too; `fits`: which of the two rounds to the print; `mixed`: see MIXED.
+    scale, method, #Params (K) paper | ours; `params_fit`: whether ours round to the print; #FLOPs (G) paper | ours: of
+    convolutions and biases; `flops_all_g_ours`: activation and pooling layers too; `fits`: which of the two rounds to
+    the print; `mixed`: see MIXED. MS3-Conv's row has the print alone: its wiring is not known.
     """
     rows = []
     for row in printed(number):
         name, scale = row["method"].lower().replace("-", "_").replace("defians", "defian_s"), int(row["scale"])
-        if name not in peers.PEERS:   # Bicubic; our own; and MS3-Conv, whose wiring is not known
+        if row["method"] == "MS3-Conv":
+            rows.append((scale, row["method"], float(row["params_k"]), np.nan, "not built", float(row["flops_g"]),
+                         np.nan, np.nan, "not built", ""))
+        if name not in peers.PEERS:   # nor are Bicubic and the paper's own networks
             continue
         with torch.device("meta"):   # no weights are made
             model = peers.build_peer(name, scale, counted=True)
@@ -53,7 +58,9 @@ def peer_costs(number: int) -> pd.DataFrame:
                 if rounds_to(count / 1e9, row["flops_g"])]
         rows.append((scale, row["method"], float(text) * unit / 1e3, params / 1e3,
                      "yes" if rounds_to(params / unit, text) else "no", float(row["flops_g"]), convolutions / 1e9,
-                     everything / 1e9, " and ".join(fits) or "neither", MIXED.get(row["method"], "")))
+                     everything / 1e9, " and ".join(fits) or "neither",
+                     next((what for (method, scales), what in MIXED.items()
+                           if method == row["method"] and scale in scales), "")))
     return pd.DataFrame(rows, columns=["scale", "method", "params_k_paper", "params_k_ours", "params_fit",
                                        "flops_g_paper", "flops_g_ours", "flops_all_g_ours", "fits", "mixed"])
 
