@@ -223,11 +223,11 @@ def build_model(name: str, *, scale: int = 2, attention: str = "ikm") -> SRNetwo
 def complexity(model: nn.Module, scale: int, *, activations: bool = False) -> tuple[int, int]:
     """(#Params, #FLOPs): all parameters, and multiply-adds of all convolutions for a 480 x 360 output image.
 
-    As the paper counts its own networks: input 480/s x 360/s, one multiply-add a weight an output position, which of a
-    transposed convolution is an input position, and one a bias an output value. `activations` gives the count that fits
-    most other methods in Tables I and II: also one a value that an activation layer returns or a pooling layer takes.
-    A layer is a module: `F.relu` is free in both. Nothing is computed: the shapes run through a copy on the "meta"
-    device.
+    As the paper counts its own networks, for an input of 480/s x 360/s: each weight counts once at every output place
+    (of a transposed convolution: at every input place), each bias once for every output value. `activations` gives
+    the count that fits most other methods in Tables I and II: also one for every value that an activation layer returns
+    or a pooling layer takes. A layer is a module: `F.relu` is free in both. Nothing is computed: the shapes run through
+    a copy on the "meta" device.
     """
     shadow = copy.deepcopy(model).to("meta").eval()
     counts = []

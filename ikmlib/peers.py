@@ -387,7 +387,7 @@ def csfm(scale: int) -> nn.Module:
 
 PEERS = {peer.__name__.lower(): peer for peer in (
     srcnn, vdsr, lapsrn, drrn, idn, CARN, IMDN, CFSRCNN, defian_s, edsr, rdn, rcan, oisr_rk3, csfm)}
-# What the paper counts where it is not the published network, whose PSNR it prints; OISR-RK3's #Params at x2 are x4's.
+# Options of the networks whose cost the paper prints beside the PSNR of the published ones
 COUNTED = {"srcnn": {"middle": 1, "bias": False}, "lapsrn": {"one_level": True}, "idn": {"colours": 3, "groups": 1},
            "rdn": {"blocks": 20, "layers": 6, "growth": 32}}
 

@@ -157,7 +157,8 @@ def mae_y(sr: Tensor, hr: Tensor, std: Tensor) -> Tensor:
 
 def _learn(model: nn.Module, sampler: PatchSampler, optimizer: torch.optim.Optimizer,
            loss_of: Callable[[Tensor, Tensor], Tensor], drawn: Tensor) -> Tensor:
-    """Cut the drawn patches, and forward, backward and Adam's step, all on the device; the loss."""
+    """One update, all on the device: patches are cut as drawn, Adam steps against the gradient of the loss, which is
+    returned."""
     lr, hr = sampler.cut(drawn)
     loss = loss_of(model(lr), hr)
     optimizer.zero_grad(set_to_none=True)

@@ -262,7 +262,8 @@ PLAN = (
     Row("B", "cpu-long", "controls", THREE, _GAIN), Row("B", "cpu-long", "controls", THREE, _SCALE_OR_CONTEXT),
     Row("B", "cpu-long", "table1", ONE, {"scale": (2,)}),
     Row("B", "cpu-long", "table2", ONE, {"network": ("U-HDN+IKM",)}),
-    Row("C", "cpu", "fig8", THREE), Row("C", "cpu", "same_budget", THREE), Row("C", "cpu", "table1", ONE, {"scale": (2,)}),
+    Row("C", "cpu", "fig8", THREE), Row("C", "cpu", "same_budget", THREE),
+    Row("C", "cpu", "table1", ONE, {"scale": (2,)}),   # which is a run of same_budget
     Row("D", "cpu", "table3", MORE, _COLUMNS),
     Row("D", "cpu", "controls", MORE, _UHDB_GAIN), Row("D", "cpu", "controls", MORE, _SCALE_OR_CONTEXT),
     Row("D", "cpu-long", "table3", MORE, _COLUMNS),

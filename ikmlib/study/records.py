@@ -72,7 +72,7 @@ class Run:
     rate: float = LEARNING_RATE
     schedule: str = "halving"   # how the rate falls, see `trainers.learning_rate`
     reverse: bool = False       # the images of every batch in reverse order: equal but for rounding
-    peer: str = ""              # one of `peers.PEERS`, in place of `arch`, which then means nothing
+    peer: str = ""              # one of `peers.PEERS`, in place of `arch`, which is then ignored
 
     @classmethod
     def of(cls, profile: Profile, arch: Architecture, seed: int, scale: int = 2) -> Run:
