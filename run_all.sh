@@ -2,10 +2,13 @@
 # Runs the study on a machine that has bash and Python >= 3.11: makes an environment if needed, then runs its notebooks.
 # Run it again after an interruption: what is done is not done twice.
 set -euo pipefail
-unset CDPATH   # with it, cd may go elsewhere
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+unset CDPATH PYTHONHOME   # with them, cd may go elsewhere and Python find nothing
+root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")" && pwd)
 venv=$root/.venv
 export PYTHONUTF8=1 PYTHONSAFEPATH=1   # UTF-8 whatever the locale; no import from the caller's folder
+IFS=: read -ra entries <<<"${PYTHONPATH:-}"
+export PYTHONPATH=$root   # an active Python need not have ikmlib installed
+for entry in "${entries[@]}"; do case $entry in /*) PYTHONPATH+=:$entry ;; esac; done   # others: the caller's folder
 
 say() { echo "run_all.sh: $*" >&2; }
 
@@ -24,10 +27,7 @@ All other options are those of `python -m ikmlib run`:
 END
 }
 
-study() {  # becomes `$1 -m ikmlib run` with the other arguments; an active Python need not have ikmlib installed
-    export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
-    exec "$1" -m ikmlib run "${@:2}"
-}
+study() { exec "$1" -m ikmlib run "${@:2}"; }   # becomes the study, run by the Python $1 with the other arguments
 
 has_packages() { "$1" "$root/tools/has_packages.py" 2>/dev/null; }   # prints the path of the Python $1, or fails
 
@@ -42,7 +42,7 @@ find_base() {  # prints a Python >= 3.11 that can make virtual environments
 }
 
 install() {  # makes .venv anew with the Python $1; $2 is what .installed shall say
-    local pip=(env -u PIP_TARGET -u PIP_PREFIX PIP_USER=0 "$venv/bin/python" -m pip --disable-pip-version-check)
+    local pip=(env -uPIP_{TARGET,PREFIX,ROOT,NO_DEPS,DRY_RUN} PIP_USER=0 "$venv/bin/python" -m pip)
     say "installing into $venv (once; some minutes)"
     "$1" -m venv --clear "$venv"
     if [ -n "${IKM_TORCH_INDEX:-}" ]; then
@@ -52,10 +52,11 @@ install() {  # makes .venv anew with the Python $1; $2 is what .installed shall 
         say "no NVIDIA GPU found: IKM_TORCH_INDEX (see --help) can spare a large download"
     fi
     "${pip[@]}" install -c "$root/constraints.txt" -e "$root[test]"
+    has_packages "$venv/bin/python" || { say "pip installed less than the study needs: look at its settings"; exit 1; }
     printf '%s\n' "$2" > "$venv/.installed"   # last, so that an interrupted installation is done again
 }
 
-case $root in *:*) say "no Python environment works in a folder with a colon in its path: move $root"; exit 2 ;; esac
+case $root in *[:$]*) say "no Python environment works in a folder with : or \$ in its path: move $root"; exit 2 ;; esac
 setup_only=no arguments=()
 for argument; do
     case $argument in

@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code. Errors that a user can mend are one line on stderr and exit code 2."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):   # None where it is closed
         stream.reconfigure(encoding="utf-8", errors="backslashreplace")   # whatever the locale
     args, unknown = _parser().parse_known_args(argv)
     if unknown:
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
             signal.signal(number, signal.default_int_handler)
     try:
         code = args.act(args) or 0
-        sys.stdout.flush()
+        print(end="", flush=True)
         return code
     except BrokenPipeError:   # whoever read the output, such as `head`, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())   # for what is still to be flushed
@@ -136,11 +136,12 @@ def report(args: argparse.Namespace) -> None:
 
 
 def verify(args: argparse.Namespace) -> int:
-    """check every run's records, and every file of weights, and name those that are damaged or do not fit"""
+    """check the records of runs and notebooks and all weights, and name what is damaged or does not fit"""
     from ikmlib import files
-    from ikmlib.study import records, weights
+    from ikmlib.study import claims, records, weights
     wrong = files.refused(weights.load, [weights.folder() / name for name in weights.index()])
     wrong += files.refused(records.all_records, config.PROFILES.values())
+    wrong += files.refused(claims.pages, config.PROFILES.values())
     print(*wrong or ["nothing is wrong"], sep="\n")
     return int(bool(wrong))
 

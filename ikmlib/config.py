@@ -20,9 +20,14 @@ def require(name: str, value, allowed) -> None:
 
 
 def folder_from(variable: str) -> Path | None:
-    """The folder that an environment variable names, `~` expanded; None if the variable is unset or empty."""
-    value = os.environ.get(variable)
-    return Path(os.path.expanduser(value)) if value else None
+    """The folder that an environment variable names, `~` expanded; None if the variable is unset or empty.
+
+    Raises ValueError for a home folder that is not known.
+    """
+    value = os.path.expanduser(os.environ.get(variable, ""))
+    if value.startswith("~"):
+        raise ValueError(f"{variable}={value}: there is no such home folder")
+    return Path(value) if value else None
 
 
 def results_root() -> Path:

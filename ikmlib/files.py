@@ -92,6 +92,9 @@ def load_torch(path: Path, key: str, device: torch.device | str = "cpu") -> dict
     """What `save_torch` wrote under state["key"] = `key`. Raises UnreadableCheckpoint if the file is damaged or was
     saved under another key."""
     try:
+        with zipfile.ZipFile(path) as archive:   # torch itself does not look at the checksums
+            if wrong := archive.testzip():
+                raise zipfile.BadZipFile(f"{wrong} is not what was written")
         state = torch.load(path, map_location=device, weights_only=True)
         found = state["key"]
     except Exception as error:

@@ -43,7 +43,7 @@ def read(path: str | os.PathLike) -> Image.Image:
                 image.load()
                 return _plain(image, data)
     except UnidentifiedImageError as error:
-        raise ValueError(f"{path} is no picture, or of a format that Pillow does not know") from error
+        raise ValueError(f"{path} is no picture, or a kind that Pillow does not know, such as 12-bit JPEG") from error
     except Exception as error:   # Pillow raises errors of many types for damaged files
         raise ValueError(f"{path} is damaged or cannot be read ({error or type(error).__name__})") from error
     raise ValueError(f"{path} {refusal}")
@@ -56,12 +56,17 @@ def _refusal(image: Image.Image, data: bytes) -> str:
     pages = list(range(getattr(image, "n_frames", 1)))
     if image.format == "TIFF":   # bit 0 of tag 254 marks a reduced copy of another page
         pages = [page for page in pages if not (image.seek(page) or image.tag_v2.get(254, 0) & 1)]
-        image.seek(pages[0] if pages else 0)
+        if not pages:   # as in a camera's raw file, whose picture Pillow does not see
+            return "holds a reduced copy of a picture, and no picture that is read"
+        image.seek(pages[0])
     if len(pages) > 1 and image.format != "MPO":
         return f"has {len(pages)} frames; only single pictures are read: save the one you want"
     if (bits := _bits(image, data)) > 8:
         return f"has {bits} bits a sample; 8 are allowed"
-    if image.mode not in MODES or (image.format == "TIFF" and 2 in image.tag_v2.get(339, ())):   # signed samples
+    signed = {"TIFF": lambda: 2 in image.tag_v2.get(339, ()), "JPEG2000": lambda: _jpeg2000(data)[0] & 128}
+    if image.format == "JPEG2000" and bits < 8:
+        return f"is a JPEG 2000 file of {bits} bits a sample; 8 are allowed"   # Pillow reads it too dark
+    if image.mode not in MODES or signed.get(image.format, bool)():
         return f"has samples of another kind (mode {image.mode}); allowed: unsigned grey, palette, RGB, CMYK and YCbCr"
     return ""
 
@@ -75,14 +80,18 @@ def _bits(image: Image.Image, data: bytes) -> int:
     if image.format == "PPM":
         args = image.tile[0].args   # (raw mode, largest value), or a raw mode that implies the largest value
         return args[1].bit_length() if len(args) == 2 else {"I": 16, "F": 32}.get(image.mode, 8)
-    if image.format == "JPEG2000":   # in the SIZ marker segment: the number of components, and 3 bytes for each
-        size = data.index(b"\xff\x4f\xff\x51")
-        count = int.from_bytes(data[size + 40:size + 42])
-        return max(byte & 127 for byte in data[size + 42:size + 42 + 3 * count:3]) + 1
+    if image.format == "JPEG2000":
+        return max(byte & 127 for byte in _jpeg2000(data)) + 1
     if image.format == "AVIF":   # the flags high_bitdepth and twelve_bit of the AV1 configuration
         flags = data[data.index(b"av1C") + 6]
         return 8 + 2 * (flags >> 6 & 1) + 2 * (flags >> 5 & 1)
     return 8
+
+
+def _jpeg2000(data: bytes) -> bytes:
+    """A byte for each component: its bits less one, and 128 if it is signed; from the SIZ marker segment."""
+    size = data.index(b"\xff\x4f\xff\x51")
+    return data[size + 42:size + 42 + 3 * int.from_bytes(data[size + 40:size + 42]):3]
 
 
 def _plain(image: Image.Image, data: bytes) -> Image.Image:
@@ -90,6 +99,8 @@ def _plain(image: Image.Image, data: bytes) -> Image.Image:
     profile = image.info.get("icc_profile") or b""
     if image.format == "PNG" and image.mode == "L" and "transparency" in image.info:
         image.info["transparency"] *= 255 // (2**data[24] - 1)   # Pillow scales samples of 2 and 4 bits, but not this
+    if image.format == "TGA" and image.mode == "RGBA" and not data[17] & 15:   # a fourth byte, but no bits of alpha
+        image = image.convert("RGB")
     image = ImageOps.exif_transpose(image)
     if image.mode == "CMYK":
         with suppress(OSError, ImageCms.PyCMSError):   # a missing or damaged profile leaves it to Pillow's formula

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ikmlib.config import require
 from ikmlib.data import PatchSampler, crop_to_multiple, imresize, to_rgb
 from ikmlib.fast import Captured
-from ikmlib.files import load_torch, save_torch
+from ikmlib.files import load_torch, reading, save_torch
 from ikmlib.metrics import RGB_TO_Y, psnr_y, ssim_y
 from ikmlib.models import RGB_STD
 
@@ -175,7 +175,7 @@ class Trainer:
     (seed, update) alone and Adam's state is saved, so an interrupted run ends with the same bits as an uninterrupted
     one (same CPU, versions and number of threads; a GPU may sum in another order each time). On a GPU an update is
     `Captured`.
-    Raises UnreadableCheckpoint for a checkpoint that is damaged or belongs to another run.
+    Raises UnreadableCheckpoint for a checkpoint that is damaged or another run's, ValueError for one that lacks a part.
     """
 
     def __init__(self, model: nn.Module, sampler: PatchSampler, *, key: str, seed: int, updates: int, batch: int,
@@ -197,10 +197,11 @@ class Trainer:
         self._unchecked: list[Tensor] = []   # losses still on the device
         if checkpoint.exists():
             state = load_torch(checkpoint, key, sampler.device)
-            self.model.load_state_dict(state["model"])
-            options = self.optimizer.state_dict()["param_groups"]   # this device's, not those of where it was saved
-            self.optimizer.load_state_dict({**state["optimizer"], "param_groups": options})
-            self.progress = Progress(**state["progress"])
+            with reading(checkpoint):
+                self.model.load_state_dict(state["model"])
+                options = self.optimizer.state_dict()["param_groups"]   # this device's, not those of where it was saved
+                self.optimizer.load_state_dict({**state["optimizer"], "param_groups": options})
+                self.progress = Progress(**state["progress"])
 
     def save(self) -> None:
         """Write the checkpoint, unless a parameter is not finite: the file always holds a good state."""

@@ -79,6 +79,16 @@ def test_an_unreadable_file_of_a_run_is_named(results, capsys, command, name, wh
     assert f"{run.id}/{name}" in error and why in error and len(error.splitlines()) == 1
 
 
+SAY = """
+import ikmlib.__main__ as program
+def verify(args):
+    "a command"
+    print(chr(8230))
+program.verify = verify
+program.main(["verify"])
+"""
+
+
 @pytest.mark.parametrize("locale", ["C", "en_US.ISO-8859-1"])
 def test_files_and_output_are_utf_8_whatever_the_locale(results, tmp_path, locale):
     env = {**os.environ, "LC_ALL": locale, "LOCPATH": str(tmp_path), "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -92,6 +102,8 @@ def test_files_and_output_are_utf_8_whatever_the_locale(results, tmp_path, local
     page.verdict("C1", paper="Größe …", ours="−0.1", verdict="mixed", because="–", any_profile=True)
     done = subprocess.run([sys.executable, "-m", "ikmlib", "report", "--profile=smoke"], env=env, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
+    said = subprocess.run([sys.executable, "-c", SAY], env=env, capture_output=True, check=True)
+    assert said.stdout.decode() == "…\n"
     for name in ("REPORT.md", "report.html", "claims.csv"):
         assert "Größe …" in (results / "smoke" / name).read_text("utf-8")
 
@@ -155,6 +167,11 @@ def test_output_into_head_ends_quietly():
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.close()   # before anything is written
         assert process.stderr.read() == "" and process.wait() == 141
+
+
+def test_closed_output_is_no_error():
+    done = subprocess.run(f"{sys.executable} -m ikmlib run --dry-run >&-", shell=True, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_interrupted_training_exits_130(results, monkeypatch, capsys):

@@ -182,6 +182,9 @@ def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path, tiny):
     assert datasets.status("Set5").root == tmp_path / "IKM_DATA" / "Set5"
     assert processes.places()["IKM_DATA"] == str(tmp_path / "IKM_DATA")   # what the kernels of notebooks get
     assert runner.portable(f"{tmp_path}/IKM_DATA/Set5") == "$IKM_DATA/Set5"
+    monkeypatch.setenv("IKM_RESULTS", "~no-such-user/a")
+    with pytest.raises(ValueError, match="IKM_RESULTS=~no-such-user/a: there is no such home folder"):
+        config.results_root()
 
 
 @pytest.mark.parametrize("place", ["a file", "~/.cache/ikm"])

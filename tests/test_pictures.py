@@ -110,6 +110,14 @@ def test_more_than_8_bits_are_refused_by_their_number(tmp_path, name, content, b
         read(tmp_path / name)
 
 
+def jp2_of(depth: int) -> bytes:
+    """A JPEG 2000 file whose header says of all samples: their bits less one, and 128 if they are signed."""
+    data = bytearray(encoded(Image.fromarray(RGB), "JPEG2000"))
+    size = data.index(b"\xff\x4f\xff\x51")
+    data[size + 42:size + 51:3] = bytes([depth] * 3)
+    return bytes(data)
+
+
 def cut(kind: str) -> tuple[str, bytes, str]:
     data = encoded(Image.fromarray(RGB), kind)
     return f"cut.{kind.lower()}", data[:len(data) // 2], "is damaged"
@@ -124,6 +132,9 @@ def cut(kind: str) -> tuple[str, bytes, str]:
     ("two.tif", encoded(FRAMES[0], "TIFF", save_all=True, append_images=FRAMES[1:]), "has 2 frames"),
     ("signed.tif", tiff(RGB[..., 0].astype(np.int8)), r"has samples of another kind \(mode L\)"),
     ("lab.tif", encoded(Image.new("LAB", (9, 9)), "TIFF"), r"has samples of another kind \(mode LAB\)"),
+    ("dim.jp2", jp2_of(0), "is a JPEG 2000 file of 1 bits a sample"),
+    ("signed.jp2", jp2_of(135), "has samples of another"),
+    ("raw.tif", encoded(Image.fromarray(RGB), "TIFF", tiffinfo={254: 1}), "holds a reduced copy of a picture"),
     ("icon.png", encoded(Image.fromarray(RGB), "ICO"), "is a ICO file; allowed: AVIF"),
 ])
 def test_what_cannot_be_read_is_named(tmp_path, name, content, message):
@@ -145,6 +156,13 @@ def test_a_garbled_picture_is_read_or_refused_in_one_line(tmp_path, data):
         assert read(tmp_path / "a").mode in ("L", "LA", "RGB", "RGBA")
     except ValueError as error:
         assert str(error).startswith(f"{tmp_path / 'a'} ") and len(str(error).splitlines()) == 1
+
+
+def test_a_fourth_byte_that_is_no_alpha_does_not_count(tmp_path):
+    data = bytearray(encoded(Image.fromarray(np.dstack([RGB, RGB[..., :1] * 0])), "TGA"))
+    data[17] &= 0xF0   # bits of alpha
+    (tmp_path / "a.tga").write_bytes(data)
+    assert np.array_equal(np.array(read(tmp_path / "a.tga")), RGB)
 
 
 def test_a_thumbnail_page_does_not_count_wherever_it_is(tmp_path):

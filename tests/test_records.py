@@ -21,7 +21,7 @@ from ikmlib.__main__ import main
 from ikmlib.config import PROFILES
 from ikmlib.metrics import psnr_y, ssim_y
 from ikmlib.models import ARCHITECTURES
-from ikmlib.study import records
+from ikmlib.study import records, report
 from ikmlib.study.records import Run
 from ikmlib.trainers import Trainer, TrainingDiverged, evaluate, mae, mae_y, pairs, restored
 
@@ -169,6 +169,8 @@ def two_runs(trained, results):
     ("run.json", '"seed": 0', '"seed": 7', "/run.json is damaged .*its spec is that of .*-seed7-"),
     ("run.json", '"channels": 8', '"channels": "8"', "/run.json is damaged"),
     ("run.json", '"attention"', '"attentoin"', "/run.json is damaged .*attentoin"),
+    ("run.json", '"params": ', '"params": 1', "/run.json is damaged .*its params or multi_adds"),
+    ("run.json", '"files"', '"feils"', "/run.json is damaged .*files|is damaged .*files"),
     ("scores.csv", None, None, "No such file .*/scores.csv"),
     ("scores.csv", r"(?s).*", "", r"/scores.csv is damaged .*\(EmptyDataError"),
     ("scores.csv", r"\n[^\n]*\n$", "\n", "does not have every image of its sets once"),
@@ -192,6 +194,21 @@ def test_what_is_wrong_with_a_record_is_found_and_the_report_refuses_it(two_runs
     assert main(["report", "--profile", "smoke"]) == 2 and sorted(two_runs.rglob("*")) == before
     line, = capsys.readouterr().err.splitlines()
     assert re.search(why, line) and tiny().id in line
+
+
+def test_verify_reads_what_notebooks_wrote(results, capsys):
+    files.write_text(results / "smoke" / "pages" / "13_cost.json", "{}")
+    assert main(["verify"]) == 1 and "pages/13_cost.json is damaged" in capsys.readouterr().out
+
+
+def test_a_report_over_all_profiles_is_written_as_a_whole_or_not_at_all(two_runs, monkeypatch):
+    def refuse():
+        raise ValueError("a damaged record")
+
+    monkeypatch.setattr(report, "overall_markdown", refuse)
+    with pytest.raises(ValueError, match="a damaged record"):
+        report.write_overall()
+    assert not list(two_runs.glob("*.*"))
 
 
 def test_mixed_versions_are_refused(two_runs):
@@ -237,6 +254,13 @@ def test_a_file_is_on_the_disk_before_it_gets_its_name(results, monkeypatch):
     assert written == str(renamed) and target == results / "a" and folder == str(results)
 
 
+def test_what_a_killed_process_was_writing_goes(results):
+    tiny().folder.mkdir(parents=True)
+    (tiny().folder / ".checkpoint.pt.4711").touch()
+    records.train(tiny(), show=False)
+    assert sorted(path.name for path in tiny().folder.glob(".*")) == [".lock"]
+
+
 def test_a_full_disk_is_named_and_leaves_the_old_file(results):
     run = tiny()
     assert not records.train(run, show=False, deadline=0.0)
@@ -259,6 +283,8 @@ def test_a_file_system_without_locks_is_named_and_serves_one_process(results, mo
     monkeypatch.setattr(fcntl, "flock", flock)
     with pytest.warns(UserWarning, match=f"{tiny().folder}/.lock cannot be locked .No locks available.: only one"):
         assert records.train(tiny(), show=False)
+    monkeypatch.setattr(subprocess, "Popen", None)   # no second process is started
+    assert main(["train", "--profile", "smoke", "--jobs", "2", "--time-limit", "0", "--no-download"]) == 0
 
 
 def test_the_commit_is_of_the_project_s_own_repository(tmp_path, monkeypatch):

@@ -136,7 +136,7 @@ def stub(tmp_path) -> Path:
         last=${{@: -1}}
         case "$*" in
             "-m venv --clear "*) note venv; rm -rf "$last"; mkdir -p "$last/bin"; cp "$0" "$last/bin/python" ;;
-            "-m pip "*" install "*) note "pip $last"; ! [ -e {folder}/broken ] && [ "$PIP_USER" != 1 ] ;;
+            "-m pip "*"install "*) note "pip $last"; ! [ -e {folder}/broken ] && [ "$PIP_USER" != 1 ] ;;
             "-c "*) echo "$0" ;;
             *) case "$0" in */.venv/*) echo "$0" ;; *) exec {sys.executable} "$@" ;; esac ;;
         esac
@@ -182,7 +182,7 @@ def test_unreachable_torch_index_is_no_failure(project, stub):
 def test_no_python_is_a_clear_error(project, tmp_path):
     tools = tmp_path / "tools"
     tools.mkdir()
-    for tool in ("bash", "dirname", "cat"):
+    for tool in ("bash", "dirname", "cat", "readlink"):
         (tools / tool).symlink_to(shutil.which(tool))
     result = run(project / "run_all.sh", PATH=str(tools))
     assert result.returncode == 1 and "needs Python >= 3.11 with its venv module" in result.stderr
@@ -216,14 +216,25 @@ def test_the_callers_surroundings_do_not_matter(project, tmp_path):
     shutil.copytree(project / "ikmlib", elsewhere / "ikmlib")
     for module in ("ikmlib/__init__", "ikmlib/__main__", "random", "packaging", "tomllib", "venv"):
         (elsewhere / f"{module}.py").write_text("raise SystemExit('the wrong module')")
-    for folder, script in ((elsewhere, project / "run_all.sh"), (tmp_path, Path(project.name) / "run_all.sh")):
-        result = run(script, folder=folder, CDPATH=str(elsewhere), LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0")
+    (elsewhere / "link.sh").symlink_to(project / "run_all.sh")
+    for folder, script in ((elsewhere, project / "run_all.sh"), (tmp_path, Path(project.name) / "run_all.sh"),
+                           (elsewhere, Path("link.sh"))):
+        result = run(script, folder=folder, CDPATH=str(elsewhere), LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0",
+                     PYTHONPATH=f":.:{tmp_path}:", PYTHONHOME="/nowhere")
         assert result.returncode == 0, result.stderr
         assert result.stdout == f"{random.__file__} {project / 'ikmlib' / '__init__.py'} é utf-8\n"
 
 
-def test_a_colon_in_the_path_is_a_clear_error(project):
-    project = project.rename(project.with_name("a:b"))
+@pytest.mark.parametrize("name", ["a:b", "a$b"])
+def test_a_path_that_serves_no_environment_is_a_clear_error(project, name):
+    project = project.rename(project.with_name(name))
     result = run(project / "run_all.sh", "--setup-only")
     assert (result.returncode, result.stdout) == (2, "") and len(result.stderr.splitlines()) == 1
-    assert f"a colon in its path: move {project}" in result.stderr
+    assert f": or $ in its path: move {project}" in result.stderr
+
+
+def test_an_installation_without_all_packages_is_a_clear_error(project, stub):
+    program = (stub / "python3").read_text()
+    (stub / "python3").write_text(program.replace('*) case "$0" in', '*has_packages*) exit 1 ;;\n *) case "$0" in'))
+    result = run(project / "run_all.sh", "--setup-only", PATH=f"{stub}:/usr/bin:/bin")
+    assert result.returncode == 1 and "pip installed less than the study needs" in result.stderr

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from ikmlib import trainers
+from ikmlib import files, trainers
 from ikmlib.data import PatchSampler, crop_to_multiple, imresize
 from ikmlib.files import UnreadableCheckpoint
 from ikmlib.metrics import psnr_y, ssim_y
@@ -186,7 +186,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     assert torch.isfinite(trainer(tmp_path / "run.pt").model.head.weight).all()
 
 
-@pytest.mark.parametrize("damage", ["empty", "truncated", "other"])
+@pytest.mark.parametrize("damage", ["empty", "truncated", "flipped", "lacking", "other"])
 def test_unreadable_checkpoint_is_named(tmp_path, damage):
     path = tmp_path / "run.pt"
     trainer(path).save()
@@ -194,7 +194,15 @@ def test_unreadable_checkpoint_is_named(tmp_path, damage):
         with pytest.raises(UnreadableCheckpoint, match="belongs to run run, not to another"):
             trainer(path, key="another")
         return
-    path.write_bytes(path.read_bytes()[:0 if damage == "empty" else 500])
+    if damage == "lacking":
+        files.save_torch({"key": "run"}, path)
+        with pytest.raises(ValueError, match="run.pt is damaged or of another kind .*model"):
+            trainer(path)
+        return
+    data = bytearray(path.read_bytes()[:{"empty": 0, "truncated": 500}.get(damage)])
+    if damage == "flipped":   # a bit of a weight, which torch would load
+        data[data.index(trainer(path).model.head.bias.detach().numpy().tobytes())] ^= 1
+    path.write_bytes(data)
     with pytest.raises(UnreadableCheckpoint, match="run.pt.*delete it"):
         trainer(path)
 

@@ -21,6 +21,7 @@ from skimage import data as photographs
 from ikmlib import config, files
 from ikmlib.__main__ import main
 from ikmlib.models import Architecture, SRNetwork
+from ikmlib.pictures import read
 from ikmlib.study import records, weights
 from ikmlib.tools import upscale
 from ikmlib.tools.upscale import enlarge, plan, png
@@ -195,6 +196,13 @@ def test_results_may_go_to_the_inputs_folder_or_above_and_are_no_inputs(file, tm
         assert main(["upscale", str(day), "-o", str(out)]) == 0 and said in capsys.readouterr().out
     assert sorted(p.name for p in set(day.iterdir()) | set(out.glob("*.png"))) == [
         "a.png", "a_x2.png", "b_x2.png", "b_x2_x2.png"]
+
+
+def test_results_in_another_folder_are_pictures_like_others(file, tmp_path, capsys):
+    draw(tmp_path / "a", "a.png")
+    for source, target in (("a", "b"), ("b", "c")):
+        assert main(["upscale", str(tmp_path / source), "-o", str(tmp_path / target)]) == 0
+    assert read(tmp_path / "c" / "a_x2_x2.png").size == (120, 80)
 
 
 def test_one_bad_file_does_not_stop_the_rest_and_no_other_file_is_overwritten(file, tmp_path, capsys):

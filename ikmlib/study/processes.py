@@ -23,7 +23,8 @@ def programs(commands: Sequence[tuple[Sequence, dict[str, str]]], at_once: int) 
     this very ikmlib. They have process groups of their own, so that Ctrl-C reaches this process alone; whatever stops
     it ends them.
     """
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    others = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if os.path.isabs(entry)]
+    path = os.pathsep.join([str(ROOT), *others])   # another entry would be the caller's folder
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // at_once))
     common = {**os.environ, **places(), "PYTHONPATH": path, "OMP_NUM_THREADS": threads, "PYTHONUTF8": "1"}
     waiting, running = list(enumerate(commands)), {}
@@ -31,7 +32,7 @@ def programs(commands: Sequence[tuple[Sequence, dict[str, str]]], at_once: int) 
         while waiting or running:
             while waiting and len(running) < at_once:
                 index, (words, own) = waiting.pop(0)
-                running[index] = subprocess.Popen([sys.executable, "-m", *words], stdin=subprocess.DEVNULL,
+                running[index] = subprocess.Popen([sys.executable, "-P", "-m", *words], stdin=subprocess.DEVNULL,
                                                   env=common | own, process_group=0)
             time.sleep(0.1)
             for index in [index for index, process in running.items() if process.poll() is not None]:

@@ -257,6 +257,8 @@ def train(run: Run, *, deadline: float = math.inf, show: bool = True, device: to
             return run.finished and bool(read_record(run.folder))   # which can be read
         if run.diverged:
             raise TrainingDiverged(files.read_json(run.folder / "diverged.json", "error")["error"])
+        for left in run.folder.glob(".*.[0-9]*"):   # by a process that was killed while it wrote
+            left.unlink()
         device = device or default_device()
         sampler, validation, left_out = training_data(run.data, run.scale, run.patch, str(device))
         keep_memory()
@@ -282,7 +284,7 @@ def train(run: Run, *, deadline: float = math.inf, show: bool = True, device: to
         record = {"id": run.id, "profile": run.profile, "spec": run.spec, **provenance(run, trainer, left_out),
                   "files": {name: files.sha256(run.folder / name) for name in ("scores.csv", "curve.csv")}}
         files.write_text(run.folder / "run.json", json.dumps(record, indent=1) + "\n")
-        checkpoint.unlink()
+        checkpoint.unlink(missing_ok=True)
         return True
 
 
@@ -290,13 +292,17 @@ def train(run: Run, *, deadline: float = math.inf, show: bool = True, device: to
 
 
 def state(run: Run) -> tuple[str, int]:
-    """(finished | diverged | in progress | missing, updates done). Raises UnreadableCheckpoint."""
+    """(finished | diverged | in progress | missing, updates done). Raises UnreadableCheckpoint and ValueError."""
     if run.finished:
         return "finished", run.updates
     if run.diverged:
         return "diverged", files.read_json(run.folder / "diverged.json", "update")["update"]
     path = run.folder / "checkpoint.pt"
-    return ("in progress", files.load_torch(path, run.id)["progress"]["update"]) if path.exists() else ("missing", 0)
+    if not path.exists():
+        return "missing", 0
+    state = files.load_torch(path, run.id)
+    with files.reading(path):
+        return "in progress", state["progress"]["update"]
 
 
 def read_record(folder: Path) -> dict:
@@ -312,6 +318,8 @@ def check(path: Path) -> None:
         run = Run.from_record(entry)
         if entry["id"] != run.id or run.folder != path.parent:
             raise ValueError(f"its spec is that of {run.folder}")
+        if (entry["params"], entry["multi_adds"]) != run.cost:
+            raise ValueError("its params or multi_adds are not those of its network")
     if path.name == "diverged.json":
         return
     scores, curve = run.scores(), run.curve()
@@ -324,7 +332,7 @@ def check(path: Path) -> None:
             raise ValueError("scores.csv does not have every image of its sets once")
         if [*curve["update"]][-1:] != [run.updates]:
             raise ValueError(f"curve.csv does not end at update {run.updates}")
-        if any(files.sha256(run.folder / name) != digest for name, digest in entry.get("files", {}).items()):
+        if {name: files.sha256(run.folder / name) for name in ("scores.csv", "curve.csv")} != entry["files"]:
             raise ValueError("scores.csv or curve.csv was changed after the run")
 
 

@@ -222,11 +222,11 @@ def write_overall() -> Path:
     """Write the top-level REPORT.md (see `overall_markdown`) and its picture of all claims; returns REPORT.md."""
     import matplotlib.pyplot as plt
 
-    path, picture = config.results_root() / "REPORT.md", io.BytesIO()
+    path, picture, text = config.results_root() / "REPORT.md", io.BytesIO(), overall_markdown()
     style()
     figure = figure_claims()
     figure.savefig(picture, format="png")
     plt.close(figure)
     write_bytes(path.with_name("claims.png"), picture.getvalue())
-    write_text(path, overall_markdown())
+    write_text(path, text)
     return path

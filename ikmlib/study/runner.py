@@ -90,12 +90,12 @@ def run_notebooks(profile: Profile, only: Sequence[str] = (), train: bool = True
     together = [path for path in paths if path not in alone]
     print(f"profile {profile.name}: executing {', '.join(path.stem[:2] for path in paths)} into {out} …", flush=True)
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out, prefix=".running-") as folder:
+    with tempfile.TemporaryDirectory() as folder:
         # a kernel that is this very Python, whatever others are installed, and keeps its warnings to itself
         write_kernel_spec(f"{folder}/kernels/ikm", extra_arguments=["--Application.log_level=CRITICAL"])
         for chosen, at_once in ((together, min(cores(), AT_ONCE)), (alone, 1)):
             commands = [(("ikmlib.study.runner", path, f"{folder}/{path.name}", profile.name, str(train)),
-                         {"JUPYTER_PATH": folder}) for path in chosen]
+                         {"JUPYTER_PATH": folder, "IPYTHONDIR": folder}) for path in chosen]
             for index, code in programs(commands, at_once):
                 copy = Path(folder, chosen[index].name)
                 said = copy.with_suffix(".txt")

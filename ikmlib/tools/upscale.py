@@ -75,11 +75,13 @@ def _digest(path: Path) -> str | None:
         return None
 
 
-def _pictures_in(folder: Path) -> list[Path]:
-    """The picture files below a folder, by suffix, in order, but not hidden ones and not results of this command."""
+def _pictures_in(folder: Path, out: Path) -> list[Path]:
+    """The picture files below a folder, by suffix, in order, but not hidden ones and not this command's results in
+    `out`."""
     formats = Image.registered_extensions()
     return [path for path in sorted(folder.rglob("*"))
-            if formats.get(path.suffix.lower()) in FORMATS and path.is_file() and _digest(path) is None
+            if formats.get(path.suffix.lower()) in FORMATS and path.is_file()
+            and not (path.resolve().is_relative_to(out.resolve()) and _digest(path))
             and not any(part.startswith(".") for part in path.relative_to(folder).parts)]
 
 
@@ -95,7 +97,7 @@ def plan(inputs: list[Path], out: Path, scale: int) -> list[tuple[Path, Path]]:
         return [(inputs[0], out)]
     pairs = {}
     for given in inputs:
-        for path in _pictures_in(given) if given.is_dir() else [given]:
+        for path in _pictures_in(given, out) if given.is_dir() else [given]:
             below = path.parent.relative_to(given) if given.is_dir() else Path()
             pairs.setdefault(path.resolve(), (path, out / below / f"{path.stem}_x{scale}.png"))
     if not pairs:
