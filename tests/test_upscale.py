@@ -127,6 +127,12 @@ def pixels(image: Image.Image) -> np.ndarray:
     return np.array(image).astype(int)
 
 
+def test_the_list_is_of_the_shipped_weights_where_the_results_folder_has_none(results, capsys):
+    assert main(["weights", "list"]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in weights.index(weights.SHIPPED)) and weights.index(weights.SHIPPED)
+
+
 def test_rgb_is_what_the_study_scores_and_grey_stays_grey():
     assert np.array_equal(pixels(enlarge(model(), Image.fromarray(RGB))), super_resolve(model(), RGB))
     grey = Image.fromarray(RGB[..., 0])

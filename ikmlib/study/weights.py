@@ -91,10 +91,11 @@ def trained_network(run: Run) -> SRNetwork | None:
 
 
 def table(where: Path | None = None) -> pd.DataFrame:
-    """The weights in a folder, by default `folder()`: file, scale, profile, updates, images scored, psnr_y (dB, mean
-    over them), mb. Of a scale the best come first: of the largest profile, on most images, with the highest PSNR."""
+    """The weights in a folder, by default `folder()` or, if that has none, SHIPPED: file, scale, profile, updates,
+    images scored, psnr_y (dB, mean over them), mb. Of a scale the best come first: of the largest profile, on most
+    images, with the highest PSNR."""
     rows = []
-    for name, entry in index(where).items():
+    for name, entry in index(where or (folder() if index() else SHIPPED)).items():
         images = sum(scores["images"] for scores in entry["scores"].values())
         psnr = sum(scores["images"] * scores["psnr_y"] for scores in entry["scores"].values()) / images
         rows.append((name, entry["spec"]["scale"], entry["profile"], entry["spec"]["updates"], images, psnr,
