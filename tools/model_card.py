@@ -73,7 +73,7 @@ def write() -> Path:
     used = dict.fromkeys(name for entry in listed.values() for name in (*entry["spec"]["data"], *entry["scores"]))
     sets = pd.DataFrame([(s.name, s.role, s.count, s.licence) for s in map(datasets.SETS.get, used)],
                         columns=["image set", "role", "images", "licence"])
-    parts = [part for file in weights.table().file for part in _section(file, listed[file])]
+    parts = [part for file in weights.table(weights.folder()).file for part in _section(file, listed[file])]
     write_text(path, "\n\n".join([ABOUT, markdown_table(sets), *parts]) + "\n")
     return path
 
