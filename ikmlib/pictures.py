@@ -63,10 +63,11 @@ def _refusal(image: Image.Image, data: bytes) -> str:
         return f"has {len(pages)} frames; only single pictures are read: save the one you want"
     if (bits := _bits(image, data)) > 8:
         return f"has {bits} bits a sample; 8 are allowed"
-    signed = {"TIFF": lambda: 2 in image.tag_v2.get(339, ()), "JPEG2000": lambda: _jpeg2000(data)[0] & 128}
     if image.format == "JPEG2000" and bits < 8:
         return f"is a JPEG 2000 file of {bits} bits a sample; 8 are allowed"   # Pillow reads it too dark
-    if image.mode not in MODES or signed.get(image.format, bool)():
+    signed = (image.format == "TIFF" and 2 in image.tag_v2.get(339, ())
+              or image.format == "JPEG2000" and any(byte & 128 for byte in _jpeg2000(data)))
+    if image.mode not in MODES or signed:
         return f"has samples of another kind (mode {image.mode}); allowed: unsigned grey, palette, RGB, CMYK and YCbCr"
     return ""
 
