@@ -300,9 +300,9 @@ def state(run: Run) -> tuple[str, int]:
     path = run.folder / "checkpoint.pt"
     if not path.exists():
         return "missing", 0
-    state = files.load_torch(path, run.id)
+    saved = files.load_torch(path, run.id)
     with files.reading(path):
-        return "in progress", state["progress"]["update"]
+        return "in progress", saved["progress"]["update"]
 
 
 def read_record(folder: Path) -> dict:
