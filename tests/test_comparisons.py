@@ -18,7 +18,7 @@ random = np.random.default_rng(0)
 @pytest.fixture
 def results(results):
     """An empty folder of records, but for tables of measurements that would take long."""
-    times = pd.DataFrame({"network": ["SRCNN", "U-HDN+IKM"], "ms": [1.0, 2.0]})
+    times = pd.DataFrame({"network": ["SRCNN", "U-HDN+IKM"], "ms": [1.0, 2.0], "params_fit": "yes", "fits": "neither"})
     for profile in ("cpu", "cpu-long"):
         for name, table in (("table1_time", times), ("table1_cost", times), ("table2_cost", times)):
             write_csv(results / profile / f"{name}.csv", table)
