@@ -180,6 +180,8 @@ def figure_claims():
                 mean, low, high = ours
                 axes.errorbar(mean, y + offset, xerr=[[mean - low], [high - mean]], fmt="o", ms=4, capsize=2,
                               color="C0")
+                if abs(mean) > 0.2:   # outside: an arrow at the edge
+                    axes.plot(np.sign(mean) * 0.196, y + offset, ">" if mean > 0 else "<", ms=6, color="C0")
         axes.annotate(row.verdict.removesuffix(" at this budget"), (1.01, y), xycoords=("axes fraction", "data"),
                       va="center", fontsize=10,
                       color={"supported": "C2", "not supported": "C3"}.get(row.verdict, "0.3"))
