@@ -186,7 +186,9 @@ def test_plan(tmp_path):
     for name in ("a.JPG", "sub/b.png", "notes.txt", "film.mpg", ".hidden.png"):
         (inside / name).touch()
     a, b = inside / "a.JPG", inside / "sub" / "b.png"
-    assert plan([inside, a], out, 2) == [(a, out / "a_x2.png"), (b, out / "sub" / "b_x2.png")]
+    with pytest.warns(UserWarning, match=f"{inside}: files of other kinds are passed over: .mpg, .txt"):
+        found = plan([inside, a], out, 2)
+    assert found == [(a, out / "a_x2.png"), (b, out / "sub" / "b_x2.png")]
     assert plan([a], tmp_path / "c.png", 2) == [(a, tmp_path / "c.png")]
     for inputs, target, why in (([inside], "c.png", "allowed"), ([a, b], "c.png", "allowed"), ([a], "c.jpg", "allowed"),
                                 ([], "out", "no pictures")):

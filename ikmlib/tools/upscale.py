@@ -77,12 +77,14 @@ def _digest(path: Path) -> str | None:
 
 def _pictures_in(folder: Path, out: Path) -> list[Path]:
     """The picture files below a folder, by suffix, in order, but not hidden ones and not this command's results in
-    `out`."""
+    `out`. Warns of the suffixes that are passed over."""
     formats = Image.registered_extensions()
-    return [path for path in sorted(folder.rglob("*"))
-            if formats.get(path.suffix.lower()) in FORMATS and path.is_file()
-            and not (path.resolve().is_relative_to(out.resolve()) and _digest(path))
-            and not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    every = [path for path in sorted(folder.rglob("*")) if path.is_file()
+             and not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    pictures = [path for path in every if formats.get(path.suffix.lower()) in FORMATS]
+    if others := sorted({path.suffix.lower() or path.name for path in set(every) - set(pictures)}):
+        warnings.warn(f"{folder}: files of other kinds are passed over: {', '.join(others)}", stacklevel=2)
+    return [path for path in pictures if not (path.resolve().is_relative_to(out.resolve()) and _digest(path))]
 
 
 def plan(inputs: list[Path], out: Path, scale: int) -> list[tuple[Path, Path]]:
