@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from ikmlib import config, datasets
-from ikmlib.files import sha256, write_csv, write_text
-from ikmlib.study import experiments, notebook, report
+from ikmlib.files import write_csv, write_text
+from ikmlib.study import experiments, notebook, records, report
 from ikmlib.study.records import SCORES
 
 random = np.random.default_rng(0)
@@ -88,8 +88,7 @@ def trained(runs, seconds=1800.0, sets=("Set5", "BSD100")):
         write_text(run.folder / "run.json", json.dumps(
             {"id": run.id, "profile": run.profile, "spec": run.spec, "device": "a machine", "torch": "2",
              "data_sha256": "d", "git_commit": "c", "train_seconds": seconds, "params": run.cost[0],
-             "multi_adds": run.cost[1], "files": {name: sha256(run.folder / name) for name in
-                                                  ("scores.csv", "curve.csv")}}))
+             "multi_adds": run.cost[1], "files": records.digests(run.folder)}))
 
 
 def table_of(text, *first):

@@ -241,6 +241,11 @@ def lock(run: Run) -> contextlib.AbstractContextManager[bool]:
     return files.locked(run.folder / ".lock", wait=False)
 
 
+def digests(folder: Path) -> dict[str, str]:
+    """The sha256 of a run's scores and curve, as its record keeps them."""
+    return {name: files.sha256(folder / name) for name in ("scores.csv", "curve.csv")}
+
+
 def default_device() -> torch.device:
     """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -282,7 +287,7 @@ def train(run: Run, *, deadline: float = math.inf, show: bool = True, device: to
         files.write_csv(run.folder / "curve.csv", pd.DataFrame(trainer.progress.curve))
         files.save_torch({"key": run.id, "model": trainer.model.state_dict()}, run.folder / "weights.pt")
         record = {"id": run.id, "profile": run.profile, "spec": run.spec, **provenance(run, trainer, left_out),
-                  "files": {name: files.sha256(run.folder / name) for name in ("scores.csv", "curve.csv")}}
+                  "files": digests(run.folder)}
         files.write_text(run.folder / "run.json", json.dumps(record, indent=1) + "\n")
         checkpoint.unlink(missing_ok=True)
         return True
@@ -332,7 +337,7 @@ def check(path: Path) -> None:
             raise ValueError("scores.csv does not have every image of its sets once")
         if [*curve["update"]][-1:] != [run.updates]:
             raise ValueError(f"curve.csv does not end at update {run.updates}")
-        if {name: files.sha256(run.folder / name) for name in ("scores.csv", "curve.csv")} != entry["files"]:
+        if digests(run.folder) != entry["files"]:
             raise ValueError("scores.csv or curve.csv was changed after the run")
 
 

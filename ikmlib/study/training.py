@@ -93,7 +93,8 @@ def train(profile: Profile | None, only: Sequence[str], jobs: int | None, time_l
         raise ValueError(f"--jobs must be 1 or more, not {jobs}")
     if download:
         _fetch(profile or PROFILES["cpu"])
-    with warnings.catch_warnings(record=True) as said, files.locked(config.results_root() / ".lock", wait=True):
+    with (warnings.catch_warnings(record=True, action="always") as said,
+          files.locked(config.results_root() / ".lock", wait=True)):
         jobs = 1 if said else jobs   # on a file system without locks, two would train the same run
     unfinished = sum(not (run.finished or run.diverged) for run in queue(profile, only))
     jobs = min(unfinished, jobs or (4 if records.default_device().type == "cuda" else min(cores(), 8)))
