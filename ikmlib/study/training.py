@@ -24,26 +24,28 @@ from ikmlib.trainers import TrainingDiverged
 
 
 def _rows(profile: Profile | None, only: Iterable[str]) -> list[experiments.Row]:
-    """Lines of the plan for a profile (None: for the stages A to E) and notebooks, all if none is named. Unknown ones:
-    ValueError."""
+    """Rows of the plan for a profile (None: for the lines a to g) and notebooks, all if none is named.
+
+    Raises ValueError for a notebook without runs."""
     meant = {wanted: {name for name in experiments.NOTEBOOKS if wanted in (name, name[:2])} for wanted in only}
     if unknown := [wanted for wanted, names in meant.items() if not names]:
         raise ValueError(f"no runs are known for {', '.join(unknown)}; allowed: {', '.join(experiments.NOTEBOOKS)}")
     chosen = set().union(*meant.values()) if meant else experiments.NOTEBOOKS
     return [row for row in experiments.PLAN if row.notebook in chosen
-            and (row.profile == profile.name if profile else len(row.stage) == 1)]
+            and (row.profile == profile.name if profile else len(row.line) == 1)]
 
 
 def queue(profile: Profile | None, only: Iterable[str] = ()) -> list[Run]:
-    """Runs of the plan in its order, each once: stage by stage, seed by seed, line by line. `profile` None: of all
-    stages A to E; `only`: see `_rows`."""
+    """Runs of the plan in its order, each once: line by line, part by part, seed by seed. `profile` None: of the lines a
+    to g; `only`: see `_rows`."""
     if profile == PROFILES["recipe"]:
         return [run for step in recipe.steps() for run in recipe.runs(*step) if not run.diverged]
-    rows = _rows(profile, only)
+    groups: dict[tuple[str, str], list[experiments.Row]] = {}
+    for row in _rows(profile, only):
+        groups.setdefault((row.line, row.part), []).append(row)
     return list(dict.fromkeys(with_available_data(
-        run for stage in dict.fromkeys(row.stage for row in rows)
-        for seed in sorted({seed for row in rows for seed in row.seeds})
-        for row in rows if row.stage == stage for run in row.runs(seed))))
+        run for rows in groups.values() for seed in sorted({seed for row in rows for seed in row.seeds})
+        for row in rows for run in row.runs(seed))))
 
 
 # --- training it ----------------------------------------------------------------------------------------------------
@@ -139,15 +141,14 @@ def _pace(profiles: Iterable[str]) -> float:
 
 
 def status(profile: Profile | None = None) -> pd.DataFrame:
-    """The plan, a row a line: stage, profile, notebook, part, N (blocks), seeds, runs, finished, diverged,
-    hours_left.
+    """The plan, row by row: line, profile, notebook, part, N (blocks), seeds, runs, finished, diverged, hours_left.
 
-    A run that several lines share counts in the first of them. Hours left are an estimate for one run at a time: what
-    is missing takes as long for its multiply-adds as finished runs did. `profile` None: the stages A to E.
+    A run that several rows share counts in the first of them. Hours left are an estimate for one run at a time: what
+    is missing takes as long for its multiply-adds as finished runs did. `profile` None: the lines a to g.
     """
-    rows, seen, lines = [], set(), _rows(profile, ())
-    pace = _pace(dict.fromkeys(row.profile for row in lines))
-    for row in lines:
+    table, seen, rows = [], set(), _rows(profile, ())
+    pace = _pace(dict.fromkeys(row.profile for row in rows))
+    for row in rows:
         runs = [run for run in with_available_data(run for seed in row.seeds for run in row.runs(seed))
                 if run not in seen]
         seen.update(runs)
@@ -155,9 +156,9 @@ def status(profile: Profile | None = None) -> pd.DataFrame:
         diverged = sum(state == "diverged" for state, _ in states)
         left = sum(_work(run) * (1 - updates / run.updates) for run, (state, updates) in zip(runs, states, strict=True)
                    if state != "diverged")
-        rows.append((row.stage, row.profile, row.notebook, row.part,
+        table.append((row.line, row.profile, row.notebook, row.part,
                      "-".join(map(str, sorted({run.arch.blocks for run in row.cells().values() if not run.peer}))),
                      " ".join(map(str, row.seeds)), len(runs), sum(run.finished for run in runs), diverged,
                      left * pace / 3600 if left else 0.0))
-    return pd.DataFrame(rows, columns=["stage", "profile", "notebook", "part", "N", "seeds", "runs", "finished",
+    return pd.DataFrame(table, columns=["line", "profile", "notebook", "part", "N", "seeds", "runs", "finished",
                                        "diverged", "hours_left"])
