@@ -208,20 +208,29 @@ def device_name(device: torch.device) -> str:
     return f"{model}, {torch.get_num_threads()} of {os.cpu_count()} cores"
 
 
-def provenance(run: Run, trainer: Trainer, left_out: tuple[str, ...]) -> dict:
-    """Where the numbers of a run come from."""
-    device, seconds = trainer.sampler.device, trainer.progress.seconds
+@cache
+def here(device: torch.device) -> dict[str, str]:
+    """On what this process trains: commit, machine, the CPU's instruction set, versions, precision. Taken once, when it
+    first trains: what is committed or installed later is not what it runs."""
     tf32 = (device.type == "cuda" and torch.backends.cudnn.allow_tf32
             and torch.cuda.get_device_capability(device) >= (8, 0))
-    params, multi_adds = run.cost
+    return {"git_commit": git_commit(), "device": device_name(device),
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(), "python": platform.python_version(),
+            "torch": str(torch.__version__), "numpy": np.__version__,
+            "precision": "float32, TF32 convolutions" if tf32 else "float32"}
+
+
+def provenance(run: Run, trainer: Trainer, left_out: tuple[str, ...]) -> dict:
+    """Where the numbers of a run come from: on what its training started (`here`) and, in `continued`, each change of
+    that and the update from which on; cost; time; the pixels of the training images."""
+    (_, first), *later = trainer.progress.stretches
+    seconds, (params, multi_adds) = trainer.progress.seconds, run.cost
     return {
-        "git_commit": git_commit(), "device": device_name(device),
-        "python": platform.python_version(), "torch": torch.__version__,
-        "numpy": np.__version__, "precision": "float32, TF32 convolutions" if tf32 else "float32",
+        **first, "continued": [{"update": update, **where} for update, where in later],
         "finished_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "train_seconds": round(seconds, 1),
         "updates_per_second": round(trainer.progress.update / max(seconds, 1e-9), 3),
         "params": params, "multi_adds": multi_adds,
-        "data_sha256": datasets.fingerprint(run.data), "left_out_images": list(left_out),
+        "pixels_sha256": {name: datasets.pixels_sha256(name) for name in run.data}, "left_out_images": list(left_out),
     }
 
 
@@ -272,7 +281,7 @@ def train(run: Run, *, deadline: float = math.inf, show: bool = True, device: to
         trainer = Trainer(
             model, sampler, key=run.id, seed=run.seed, updates=run.updates, batch=run.batch, rate=run.rate,
             schedule=run.schedule, reverse=run.reverse, loss=mae_y if isinstance(model, OnLuma) else mae,
-            checkpoint=checkpoint, validations=config.get_profile(run.profile).validations,
+            where=here(device), checkpoint=checkpoint, validations=config.get_profile(run.profile).validations,
             validate=lambda model: mean_psnr(model, images, run.scale))
         try:
             if not trainer.fit(deadline=deadline, label=run.id, show=show):
@@ -283,11 +292,13 @@ def train(run: Run, *, deadline: float = math.inf, show: bool = True, device: to
             files.write_text(run.folder / "diverged.json", json.dumps(record, indent=1) + "\n")
             checkpoint.unlink()
             raise
-        files.write_csv(run.folder / "scores.csv", score(run, trainer.model))
+        scores = score(run, trainer.model)
+        files.write_csv(run.folder / "scores.csv", scores)
         files.write_csv(run.folder / "curve.csv", pd.DataFrame(trainer.progress.curve))
         files.save_torch({"key": run.id, "model": trainer.model.state_dict()}, run.folder / "weights.pt")
         record = {"id": run.id, "profile": run.profile, "spec": run.spec, **provenance(run, trainer, left_out),
                   "files": digests(run.folder)}
+        record["pixels_sha256"] |= {name: datasets.pixels_sha256(name) for name in scores["set"].unique()}
         files.write_text(run.folder / "run.json", json.dumps(record, indent=1) + "\n")
         checkpoint.unlink(missing_ok=True)
         return True
@@ -318,7 +329,7 @@ def read_record(folder: Path) -> dict:
 def check(path: Path) -> None:
     """Raise an error that names the file unless a run's `run.json` or `diverged.json` has the spec that its folder
     says, and scores and curve are whole, finite and those of this run."""
-    entry = files.read_json(path, "torch", "data_sha256")
+    entry = files.read_json(path, "torch")
     with files.reading(path):
         run = Run.from_record(entry)
         if entry["id"] != run.id or run.folder != path.parent:
@@ -345,24 +356,23 @@ def all_records(profile: Profile) -> pd.DataFrame:
     """A row a finished run of a profile: its record, the spec's fields flattened; tuples are joined by spaces. Where
     `peer` names the network, the fields of an architecture are left out.
 
-    Raises ValueError, with a line each, if records are not what they should be (see `check`), or are of mixed versions.
+    Raises ValueError, with a line each, if records are not what they should be (see `check`), or if runs saw other
+    images under one name.
     """
-    paths, rows = sorted((config.results_root() / profile.name / "runs").glob("*/*.json")), []
+    paths, rows, seen = sorted((config.results_root() / profile.name / "runs").glob("*/*.json")), [], {}
     if wrong := files.refused(check, paths):
         raise ValueError("\n".join(wrong))
     for path in (path for path in paths if path.name == "run.json"):
         entry = files.read_json(path)
-        spec, _ = entry.pop("spec"), entry.pop("files", None)
+        for name, digest in entry.pop("pixels_sha256", {}).items():   # records before it do not tell
+            other, run_id = seen.setdefault(name, (digest, entry["id"]))
+            if other != digest:
+                raise ValueError(f"{profile.name}: the images of {name} are not the same in {run_id} and {entry['id']}")
+        spec, _, continued = entry.pop("spec"), entry.pop("files", None), entry.pop("continued", [])
         arch = spec.pop("arch")
-        flat = {**entry, **({} if spec.get("peer") else arch), **spec}
+        flat = {**entry, "stretches": 1 + len(continued), **({} if spec.get("peer") else arch), **spec}
         rows.append({k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in flat.items()})
-    runs = pd.DataFrame(rows)
-    if rows:   # "+cpu" and its like are no version
-        made = "torch " + runs.torch.str.partition("+")[0] + ", image files " + runs.data_sha256
-        for data, versions in made.groupby(runs.data).unique().items():
-            if len(versions) > 1:
-                raise ValueError(f"{profile.name}: runs on {data} of mixed versions: {' and '.join(versions)}")
-    return runs
+    return pd.DataFrame(rows)
 
 
 SCORES = ["set", "image", "psnr_y", "ssim_y", "psnr_y_rounded", "ssim_y_rounded"]
