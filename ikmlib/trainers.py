@@ -172,9 +172,9 @@ class Trainer:
     """One run: a model, its batches and its schedule; `fit` continues from the checkpoint if there is one.
 
     `key` names the run inside its checkpoint; `schedule`: see `learning_rate`; `loss`: `mae` or `mae_y`; `reverse`
-    shows the images of every batch in reverse order: the same mathematics, summed in another order; `where` says on what
-    it is trained (machine, versions, commit), and is kept in `progress.stretches` whenever it changes. Batches depend on
-    (seed, update) alone and Adam's state is saved, so an interrupted run ends with the same bits as an uninterrupted
+    shows the images of every batch in reverse order: the same mathematics, summed in another order; `where` says on
+    what it is trained (machine, versions, commit), and is kept in `progress.stretches` when it changes. Batches depend
+    on (seed, update) alone and Adam's state is saved, so an interrupted run ends with the same bits as an uninterrupted
     one (same CPU, versions and number of threads; a GPU may sum in another order each time). On a GPU an update is
     `Captured`.
     Raises UnreadableCheckpoint for a checkpoint that is damaged or another run's, ValueError for one that lacks a part.

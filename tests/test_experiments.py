@@ -1,4 +1,5 @@
 """The plan: what was declared, shared runs, order; what is done, how long the rest takes, what is kept of a run."""
+import json
 from dataclasses import replace
 
 import pandas as pd
@@ -8,7 +9,7 @@ from conftest import tiny
 from ikmlib import files
 from ikmlib.config import PROFILES
 from ikmlib.models import ARCHITECTURES, SRNetwork, complexity
-from ikmlib.study import experiments, recipe, records, training, weights
+from ikmlib.study import experiments, recipe, records, scoring, training, weights
 from ikmlib.study.experiments import PARTS, PLAN, planned
 from ikmlib.trainers import TrainingDiverged
 
@@ -179,15 +180,32 @@ def test_without_a_finished_run_the_hours_are_not_known(results):
 
 
 def test_what_later_notebooks_need_is_kept_when_a_run_ends(results, monkeypatch):
-    tiny_uhdb = tiny().arch
     usual = replace(SMOKE, name="smoke", updates=6, batch=2, patch=8, evidence=True)
     monkeypatch.setitem(PROFILES, "smoke", usual)
-    monkeypatch.setattr(experiments, "UHDB", tiny_uhdb)
+    monkeypatch.setitem(ARCHITECTURES, "uhdb", tiny().arch)
     monkeypatch.setattr(experiments, "table3", lambda profile: {("U-HDB", "IKM"): tiny()})
     assert training.train_runs([tiny(), tiny(attention="none"), tiny(updates=7)], show=False) == 0
-    assert (tiny().folder / "controls.csv").exists() and list(weights.index()) == [f"{tiny().id}.safetensors"]
-    assert not (tiny(attention="none").folder / "controls.csv").exists()
-    assert not (tiny(updates=7).folder / "controls.csv").exists()   # not the profile's usual budget
+    assert scoring.other_attention_scores(tiny()) is not None and list(weights.index()) == [f"{tiny().id}.safetensors"]
+    assert scoring.other_attention_scores(tiny(attention="none")) is None
+    assert scoring.other_attention_scores(tiny(updates=7)) is None   # not the profile's usual budget
+
+
+def test_the_primary_endpoints_weights_are_kept():
+    kept = [run for run in training.queue(None) if training.kept(run)]
+    assert [(run.profile, run.arch.blocks, run.arch.attention) for run in kept] == [
+        ("cpu", 1, "ikm")] * 3 + [("cpu-long", 1, attention) for _ in range(10) for attention in ("none", "ikm")] + [
+        ("cpu-long", 4, "ikm")]
+
+
+@pytest.mark.parametrize("changed", [{"device": "NVIDIA H100"}, {"precision": "float32, TF32 convolutions"}])
+def test_a_comparison_may_not_mix_devices_or_precisions(results, changed):
+    records.train(tiny(), show=False)
+    assert training.train_runs([tiny(), tiny(seed=1)], show=False) == 0
+    files.write_text(tiny().folder / "run.json", json.dumps(records.read_record(tiny().folder) | changed))
+    assert training.train_runs([tiny(), tiny(seed=1)], show=False) == 0   # nothing is left to train
+    with pytest.raises(ValueError, match=f"{tiny().id} was trained on .*IKM_RESULTS"):
+        training.train_runs([tiny(), tiny(seed=2)], show=False)
+    assert not tiny(seed=2).folder.exists()
 
 
 def finish(profile, part):

@@ -72,7 +72,7 @@ def test_scores_are_of_the_saved_weights_under_both_conventions(results):
     model = run.build()
     model.load_state_dict(torch.load(run.folder / "weights.pt", weights_only=True)["model"])
     model.to(memory_format=torch.channels_last)
-    images = records.scored_images(SMOKE, run.data)["embedded-test"]
+    images = records.scored_images(SMOKE)["embedded-test"]
     found = run.scores().set_index("image")
     for name, sr, hr in restored(model, pairs(images, 2)):
         for rounded, suffix in ((False, ""), (True, "_rounded")):
@@ -148,15 +148,24 @@ def test_a_run_in_other_hands_is_left_alone(results):
     assert records.train(run, show=False)
 
 
-def test_missing_training_sets_fall_back_to_embedded_images_and_say_so(results, monkeypatch):
-    monkeypatch.setattr(datasets, "is_installed", lambda name: name.startswith("embedded"))
-    asked = Run.of(PROFILES["cpu"], TINY, 0)
-    run, = records.with_available_data([asked])
-    assert run.data == ("embedded-train",) and run.spec["data"] == ["embedded-train"] and run.id != asked.id
-    assert list(records.scored_images(PROFILES["cpu"], run.data)) == ["embedded-test"]
-    asked.folder.mkdir(parents=True)
-    (asked.folder / "run.json").write_text("{}")
-    assert records.with_available_data([asked]) == [asked]   # its record serves, images are not needed
+def test_without_its_image_sets_a_run_is_refused_and_the_way_out_is_named(results, monkeypatch, tmp_path):
+    monkeypatch.setenv("IKM_DATA", str(tmp_path))
+    monkeypatch.setenv("IKM_CACHE", str(tmp_path / "cache"))
+    run = Run.of(PROFILES["cpu"], TINY, 0)
+    with pytest.raises(FileNotFoundError, match="T91 is not installed.*data fetch T91.*IKM_DATA"):
+        records.train(run, show=False)
+    with pytest.raises(FileNotFoundError, match="Set5 is not installed.*data fetch Set5.*IKM_DATA"):
+        records.scored_images(PROFILES["cpu"])
+    assert main(["train", "--profile", "cpu", "--only", "06", "--jobs", "1", "--no-download"]) == 2
+
+
+def test_a_run_is_found_by_its_digest_whatever_its_folder_is_called(results, monkeypatch):
+    """Another name for the network, or another usual batch, retrains nothing."""
+    records.train(tiny(), show=False)
+    tiny().folder.rename(tiny().folder.with_name(f"an-older-name-{tiny().digest}"))
+    assert tiny().id == f"an-older-name-{tiny().digest}" and tiny().finished
+    monkeypatch.setattr(records, "Trainer", None)   # any attempt to train again fails
+    assert records.train(tiny())
 
 
 # --- what may go wrong ----------------------------------------------------------------------------------------------

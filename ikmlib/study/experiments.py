@@ -14,7 +14,7 @@ import pandas as pd
 from ikmlib import config
 from ikmlib.config import PROFILES, Profile
 from ikmlib.models import ARCHITECTURES, Architecture
-from ikmlib.study.records import Run, factors, with_available_data
+from ikmlib.study.records import Run, factors
 
 Cells = dict[tuple, Run]
 
@@ -286,8 +286,7 @@ PLAN = (
 
 
 def planned(profile: Profile, part: str) -> pd.DataFrame:
-    """The declared runs of a part at a profile, a row each: the part's factors, seed, run, all
-    `records.with_available_data`."""
+    """The declared runs of a part at a profile, a row each: the part's factors, seed, run."""
     names, declared = PARTS[part].factors, {}
     for row in PLAN:
         if (row.profile, row.part) == (profile.name, part):
@@ -296,7 +295,7 @@ def planned(profile: Profile, part: str) -> pd.DataFrame:
     order = list(PARTS[part].cells(profile))   # cells as the part orders them, whatever the plan's order
     at = sorted(declared, key=lambda cell_and_seed: order.index(cell_and_seed[0]))
     plan = pd.DataFrame([(*cell, seed) for cell, seed in at], columns=[*names, "seed"])
-    return plan.assign(run=with_available_data(declared[key] for key in at))
+    return plan.assign(run=[declared[key] for key in at])
 
 
 def complete(plan: pd.DataFrame) -> pd.DataFrame:
