@@ -218,10 +218,10 @@ def test_python_with_a_package_out_of_range_is_not_used(project, stub):
 
 def test_python_with_another_folders_ikmlib_is_not_used(project, stub, tmp_path):
     """Notebooks that are opened by hand import what is installed."""
-    site = depend_on(project, "pytest>=8", installed=tmp_path / "another clone")
-    result = run(project / "run_all.sh", "--setup-only", PATH=f"{Path(sys.executable).parent}:{stub}:/usr/bin:/bin",
-                 PYTHONPATH=site)
-    assert result.stdout == f"{project}/.venv/bin/python\n"
+    for installed, used in ((project, sys.executable), (tmp_path / "another clone", f"{project}/.venv/bin/python")):
+        site = depend_on(project, "pytest>=8", installed)
+        result = run(project / "run_all.sh", "--setup-only", PATH=f"{stub}:/usr/bin:/bin", PYTHONPATH=site)
+        assert result.stdout == f"{used}\n"
 
 
 def test_the_callers_surroundings_do_not_matter(project, tmp_path):
