@@ -14,7 +14,7 @@ import pandas as pd
 from ikmlib import config, datasets, files
 from ikmlib.config import PROFILES, Profile, cores
 from ikmlib.models import ARCHITECTURES
-from ikmlib.study import experiments, recipe, records, weights
+from ikmlib.study import experiments, records, weights
 from ikmlib.study.other_attention import other_attention_scores
 from ikmlib.study.processes import programs
 from ikmlib.study.records import Run, with_available_data
@@ -37,8 +37,6 @@ def _rows(profile: Profile | None, only: Iterable[str]) -> list[experiments.Row]
 def queue(profile: Profile | None, only: Iterable[str] = ()) -> list[Run]:
     """Runs of the plan in its order, each once: stage by stage, seed by seed, line by line. `profile` None: of all
     stages A to E; `only`: see `_rows`."""
-    if profile == PROFILES["recipe"]:
-        return [run for step in recipe.steps() for run in recipe.runs(*step) if not run.diverged]
     rows = _rows(profile, only)
     return list(dict.fromkeys(with_available_data(
         run for stage in dict.fromkeys(row.stage for row in rows)
