@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Runs the study on a machine that has bash and Python >= 3.11: makes an environment if needed, then runs its notebooks.
-# Run it again after an interruption: what is done is not done twice.
+# Makes an environment if needed, then runs the study's notebooks. What is done is not done twice.
 set -euo pipefail
 unset CDPATH PYTHONHOME   # with them, cd may go elsewhere and Python find nothing
 root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")" && pwd)
@@ -16,11 +15,12 @@ usage() {
     cat <<'END'
 Usage: ./run_all.sh [--profile NAME] [--only NN[,NN...]] [--no-train] [--setup-only] [-h]
 
-An active Python that has all packages of pyproject.toml is used as it is; otherwise they are installed into .venv with
-the versions of constraints.txt. pip's own variables (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, ...) are honoured.
+An active Python is used as it is if it has all packages of pyproject.toml and this folder's ikmlib (pip install -e .);
+otherwise all is installed into .venv with the versions of constraints.txt. pip's own variables (PIP_INDEX_URL,
+PIP_EXTRA_INDEX_URL, ...) are honoured, but for PIP_CONSTRAINT and those that would install elsewhere.
   --setup-only     set the environment up, print the Python to use, run nothing
-  IKM_TORCH_INDEX  package index to try first for torch alone. The default torch of Linux brings several gigabytes of
-                   CUDA; without an NVIDIA GPU, give PyTorch's CPU index here (pytorch.org, Get Started, Pip, CPU).
+  IKM_TORCH_INDEX  package index to try first for torch alone. On Linux without an NVIDIA driver it is PyTorch's CPU index:
+                   the default torch would bring several gigabytes of CUDA.
   IKM_RESULTS, IKM_DATA, IKM_CACHE   other folders for records, for image sets at hand, for downloaded image sets.
 All other options are those of `python -m ikmlib run`:
 
@@ -42,15 +42,13 @@ find_base() {  # prints a Python >= 3.11 that can make virtual environments
 }
 
 install() {  # makes .venv anew with the Python $1; $2 is what .installed shall say
-    local pip=(env -uPIP_{TARGET,PREFIX,ROOT,NO_DEPS,DRY_RUN} PIP_USER=0 "$venv/bin/python" -m pip)
+    local pip=(env -uPIP_{TARGET,PREFIX,ROOT,NO_DEPS,DRY_RUN,CONSTRAINT} PIP_USER=0 "$venv/bin/python" -m pip)
+    local index=${IKM_TORCH_INDEX:-}
+    [ "$(uname -s)" != Linux ] || command -v nvidia-smi >/dev/null || index=${index:-https://download.pytorch.org/whl/cpu}
     say "installing into $venv (once; some minutes)"
     "$1" -m venv --clear "$venv"
-    if [ -n "${IKM_TORCH_INDEX:-}" ]; then
-        "${pip[@]}" install --retries 1 --no-deps --index-url "$IKM_TORCH_INDEX" -c "$root/constraints.txt" torch \
-            || say "no torch from IKM_TORCH_INDEX; taking the default one"
-    elif [ "$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null; then
-        say "no NVIDIA GPU found: IKM_TORCH_INDEX (see --help) can spare a large download"
-    fi
+    [ -z "$index" ] || "${pip[@]}" install --retries 1 --timeout 10 --no-deps --index-url "$index" \
+        -c "$root/constraints.txt" torch || say "no torch from $index; taking the default one"
     "${pip[@]}" install -c "$root/constraints.txt" -e "$root[test]"
     has_packages "$venv/bin/python" || { say "pip installed less than the study needs: look at its settings"; exit 1; }
     printf '%s\n' "$2" > "$venv/.installed"   # last, so that an interrupted installation is done again
@@ -76,5 +74,7 @@ if [ -n "$base" ]; then
         install "$base" "$lock" >&2
     fi
 fi
+[ ! -e "$root/.git" ] || git -C "$root" config filter.nbstripout.clean "'$python' -m nbstripout --keep-id \
+    --extra-keys metadata.language_info.version" || true   # see .gitattributes
 [ "$setup_only" = no ] || { echo "$python"; exit 0; }
 study "$python" "${arguments[@]}"

@@ -12,6 +12,7 @@ import importlib.util
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -201,6 +202,19 @@ def fingerprint(names: Iterable[str]) -> str:
             lines = [f"{f.path} {f.sha256}" for f in spec.files]
         total.update("\n".join([name, *lines, ""]).encode())
     return total.hexdigest()[:12]
+
+
+@cache
+def pixels_sha256(name: str) -> str:
+    """The sha256 over names, shapes and pixels of the images of the set `name` as they are read; once a process.
+
+    Raises as `load` does.
+    """
+    total = hashlib.sha256()
+    for key, pixels in load(name).items():
+        total.update(f"{key} {pixels.shape}\n".encode())
+        total.update(np.ascontiguousarray(pixels))
+    return total.hexdigest()
 
 
 def verify(name: str) -> pd.DataFrame:

@@ -97,6 +97,7 @@ class Progress:
     smoothed: float | None = None    # exponential mean of the loss
     lowest: float = float("inf")     # of `smoothed`
     total: float = 0.0               # loss summed since the last row of the curve
+    stretches: list[list] = field(default_factory=list)   # [first update, on what it was trained from there on]
 
 
 @contextmanager
@@ -171,8 +172,9 @@ class Trainer:
     """One run: a model, its batches and its schedule; `fit` continues from the checkpoint if there is one.
 
     `key` names the run inside its checkpoint; `schedule`: see `learning_rate`; `loss`: `mae` or `mae_y`; `reverse`
-    shows the images of every batch in reverse order: the same mathematics, summed in another order. Batches depend on
-    (seed, update) alone and Adam's state is saved, so an interrupted run ends with the same bits as an uninterrupted
+    shows the images of every batch in reverse order: the same mathematics, summed in another order; `where` says on
+    what it is trained (machine, versions, commit), and is kept in `progress.stretches` when it changes. Batches depend
+    on (seed, update) alone and Adam's state is saved, so an interrupted run ends with the same bits as an uninterrupted
     one (same CPU, versions and number of threads; a GPU may sum in another order each time). On a GPU an update is
     `Captured`.
     Raises UnreadableCheckpoint for a checkpoint that is damaged or another run's, ValueError for one that lacks a part.
@@ -180,7 +182,8 @@ class Trainer:
 
     def __init__(self, model: nn.Module, sampler: PatchSampler, *, key: str, seed: int, updates: int, batch: int,
                  checkpoint: Path, validate: Callable[[nn.Module], float], validations: int = 10, rate: float = 2e-4,
-                 schedule: str = "halving", reverse: bool = False, loss: Callable[..., Tensor] = mae):
+                 schedule: str = "halving", reverse: bool = False, loss: Callable[..., Tensor] = mae,
+                 where: Mapping[str, str] | None = None):
         self.model = model.to(memory_format=torch.channels_last)
         self.sampler, self.key, self.seed, self.updates, self.batch = sampler, key, seed, updates, batch
         self.checkpoint, self.validate = checkpoint, validate
@@ -202,6 +205,9 @@ class Trainer:
                 options = self.optimizer.state_dict()["param_groups"]   # this device's, not those of where it was saved
                 self.optimizer.load_state_dict({**state["optimizer"], "param_groups": options})
                 self.progress = Progress(**state["progress"])
+        stretches, here = self.progress.stretches, dict(where or {})
+        if self.progress.update < updates and (not stretches or stretches[-1][1] != here):
+            stretches.append([self.progress.update, here])
 
     def save(self) -> None:
         """Write the checkpoint, unless a parameter is not finite: the file always holds a good state."""

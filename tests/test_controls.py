@@ -11,7 +11,7 @@ from ikmlib import config
 from ikmlib.fast import known_attention
 from ikmlib.layers import IKMConv2d, attending
 from ikmlib.models import SRNetwork
-from ikmlib.study import experiments, other_attention, records
+from ikmlib.study import experiments, records, scoring, weights
 from ikmlib.trainers import evaluate
 
 SMOKE = config.PROFILES["smoke"]
@@ -44,32 +44,68 @@ def test_attention_taken_from_an_image_gives_that_images_result():
     """Attention replaced by the image's own changes nothing, by another's the result; afterwards all is back."""
     model = network(tau=-0.1)   # attention alive on the signed channels
     x = batch(1)
-    own = other_attention.attention_of(model, model, x)
-    other = other_attention.attention_of(model, model, batch(2)[1:])
+    own = scoring.attention_of(model, model, x)
+    other = scoring.attention_of(model, model, batch(2)[1:])
     expected = model(x)
-    with attending(model, other_attention.replaced(own)):
+    with attending(model, scoring.replaced(own)):
         torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
-    with attending(model, other_attention.replaced(other)):
+    with attending(model, scoring.replaced(other)):
         assert not torch.equal(model(x), expected)
     torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
 
 
-def test_other_attention_at_test_time_is_measured_once_and_kept(results, monkeypatch):
+def test_other_attention_at_test_time_is_measured_once_and_listed(results, monkeypatch):
     run = tiny()
-    assert other_attention.other_attention_scores(run) is None
+    monkeypatch.setattr(scoring, "tested_otherwise", lambda run: True)
+    scoring.score(run)
+    assert scoring.other_attention_scores(run) is None   # not trained yet
     records.train(run, show=False)
-    table = other_attention.other_attention_scores(run)
+    scoring.score(run)
+    table = scoring.other_attention_scores(run)
     own = run.scores().set_index(["set", "image"])
     assert list(table.columns) == ["set", "image", "frozen", "swapped"] and len(table) == len(own)
-    model = other_attention.trained_network(run)
-    images = records.scored_images(SMOKE, run.data)["embedded-test"]
-    with attending(model, other_attention.replaced(other_attention.training_mean(model, run))):
+    model = weights.trained_network(run)
+    images = records.scored_images(SMOKE)["embedded-test"]
+    with attending(model, scoring.replaced(scoring.training_mean(model, run))):
         frozen = evaluate(model, images, 2).set_index("image").psnr_y
     for row in table.itertuples():
         assert row.frozen == pytest.approx(frozen[row.image], abs=1e-5)
         assert abs(row.swapped - own.psnr_y[row.set, row.image]) < 1
-    monkeypatch.setattr(other_attention, "trained_network", None)   # any new measurement fails
-    pd.testing.assert_frame_equal(other_attention.other_attention_scores(run), table)
+    records.check(run.folder / "run.json")
+    monkeypatch.setattr(scoring, "trained_network", None)   # any new measurement fails
+    scoring.score(run)
+
+
+def test_a_set_that_was_installed_later_is_scored_then(results, monkeypatch):
+    """The scores of the sets together are those of a run that was scored on both at once."""
+    both = replace(SMOKE, test_sets=("embedded-test", "embedded-val"))
+    records.train(tiny(), show=False)
+    first = tiny().scores()
+    monkeypatch.setitem(config.PROFILES, "smoke", both)
+    scoring.score(tiny())
+    later = tiny().scores()
+    records.check(tiny().folder / "run.json")
+    record = records.read_record(tiny().folder)
+    assert set(record["pixels_sha256"]) == {"embedded-train", "embedded-test", "embedded-val"}
+    pd.testing.assert_frame_equal(later.head(len(first)), first)
+    monkeypatch.setenv("IKM_RESULTS", str(results / "at once"))
+    records.train(tiny(), show=False)
+    pd.testing.assert_frame_equal(tiny().scores(), later)
+
+
+def test_scoring_that_was_cut_off_is_done_again(results, monkeypatch):
+    monkeypatch.setattr(scoring, "tested_otherwise", lambda run: True)
+    records.train(tiny(), show=False)
+    monkeypatch.setattr(records, "write_record", lambda *words: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        scoring.score(tiny())
+    monkeypatch.undo()
+    monkeypatch.setenv("IKM_RESULTS", str(results))
+    with pytest.raises(ValueError, match="changed after the run"):
+        records.check(tiny().folder / "run.json")
+    monkeypatch.setattr(scoring, "tested_otherwise", lambda run: True)
+    scoring.score(tiny())
+    records.check(tiny().folder / "run.json")
 
 
 @pytest.fixture

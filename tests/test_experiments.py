@@ -1,4 +1,5 @@
 """The plan: what was declared, shared runs, order; what is done, how long the rest takes, what is kept of a run."""
+import json
 from dataclasses import replace
 
 import pandas as pd
@@ -8,7 +9,7 @@ from conftest import tiny
 from ikmlib import config, files
 from ikmlib.config import PROFILES
 from ikmlib.models import ARCHITECTURES, SRNetwork, complexity
-from ikmlib.study import experiments, records, training, weights
+from ikmlib.study import experiments, records, scoring, training, weights
 from ikmlib.study.experiments import PARTS, PLAN, planned
 from ikmlib.trainers import TrainingDiverged
 
@@ -29,30 +30,45 @@ def first_run(profile, part, *cell):
     return plan[(plan[list(PARTS[part].factors)] == list(cell)).all(axis=1)].run.iloc[0]
 
 
-def test_five_seeds_where_declared_one_for_table_1_three_elsewhere():
-    for profile in (CPU, LONG):
-        for (block, attention), of in seeds(profile, "table3").items():
-            more = attention in ("none", "IKM")
-            assert of == ([0, 1, 2, 3, 4] if more else [] if profile == LONG else [0, 1, 2]), (profile.name, block)
-        controls = seeds(profile, "controls")
-        assert controls["U-HDB", "constant 1.5"] == controls["U-HDB", "shuffled"] == [0, 1, 2, 3, 4]
-    assert controls["U-HDB", "strict"] == [] and seeds(CPU, "controls")["U-HDB", "strict"] == [0, 1, 2]
-    assert seeds(LONG, "table1") == {(2,): [0], (4,): [0], (3,): [0]}
+def test_the_declared_seeds():
+    table3, controls = seeds(CPU, "table3"), seeds(CPU, "controls")
+    assert all(of == ([0, 1, 2, 3, 4] if attention in ("none", "IKM") else [0, 1, 2])
+               for (_, attention), of in table3.items())
+    five = {"none", "IKM", "constant 1.5", "shuffled", "softmax, strict", experiments.FASTER}
+    assert {control for (block, control), of in controls.items() if of == [0, 1, 2, 3, 4]} == five
+    assert {len(of) for of in controls.values()} == {3, 5} and controls["RB", "shuffled"] == [0, 1, 2]
     assert set(map(tuple, seeds(CPU, "rates").values())) == {(0,)}
-    for part in ("table4", "table5", "fig8", "fig9", "fig10", "fig11", "quarter", "same_budget"):
+    for part in ("table4", "table5", "fig8", "fig9", "fig11", "quarter", "same_budget"):
         assert set(map(tuple, seeds(CPU, part).values())) == {(0, 1, 2)}
+    assert {batch: tuple(of) for (_, batch, _), of in seeds(CPU, "fig10").items()} == {
+        1: (), 4: (0, 1, 2), 16: (0, 1, 2)}
+    assert set(map(tuple, seeds(CPU, "whole").values())) == {(3, 4, 5, 6, 7)}
 
 
-def test_the_first_seed_of_a_stage_comes_first_and_table3_before_all(monkeypatch):
+def test_cpu_long_has_seeds_that_nobody_has_looked_at():
+    table3, controls = seeds(LONG, "table3"), seeds(LONG, "controls")
+    assert table3["U-HDB", "IKM"] == table3["U-HDB", "none"] == controls["U-HDB", "IKM"] == [*range(5, 15)]
+    assert controls["U-HDB", "constant 1.5"] == controls["U-HDB", "shuffled"] == [5, 6, 7, 8, 9]
+    assert all(table3[block, attention] == [5, 6, 7] for block in ("RB", "DB", "RDB") for attention in ("none", "IKM"))
+    assert not table3["U-HDB", "CA"] and not controls["U-HDB", "strict"] and not any(seeds(LONG, "table5").values())
+    assert seeds(LONG, "table1") == {(2,): [0], (4,): [], (3,): []}
+
+
+def test_one_comparison_is_finished_after_the_other(monkeypatch):
     monkeypatch.setattr(records.datasets, "is_installed", lambda name: True)
     runs = training.queue(None)
-    cells = {(run.arch.block, run.arch.attention) for run in runs[:16]}
-    assert len(cells) == 16 and {run.seed for run in runs[:16]} == {0} and runs[0].id.startswith("uhdb-none-x2-seed0-")
     assert len(set(runs)) == len(runs) == len({(run.profile, run.id) for run in runs})
-    stage_a = [run for row in PLAN if row.stage == "A" for seed in row.seeds for run in row.runs(seed)]
-    first = runs[:len(set(stage_a))]
-    assert set(first) == set(stage_a) and [run.seed for run in first] == sorted(run.seed for run in first)
-    assert {run.profile for run in runs} == {"cpu", "cpu-long"} and runs[len(first)].profile == "cpu-long"
+    lines = {line: {run for row in PLAN if row.line == line for seed in row.seeds for run in row.runs(seed)}
+             for line in "abcdefg"}
+    assert set(runs) == set().union(*lines.values())
+    firsts = [min(runs.index(run) for run in lines[line] - set().union(*(lines[x] for x in "abcdefg" if x < line)))
+              for line in "abcdefg"]
+    assert firsts == sorted(firsts)
+    table3 = {run for row in PLAN if (row.line, row.part) == ("a", "table3") for seed in row.seeds
+              for run in row.runs(seed)}
+    assert set(runs[:len(table3)]) == table3
+    assert [run.seed for run in runs[:len(table3)]] == [0] * 16 + [1] * 16 + [2] * 16 + [3] * 8 + [4] * 8
+    assert runs[0].id.startswith("uhdb-none-x2-seed0-")
 
 
 def test_rivals_are_trained_alike_and_change_nothing_else_in_the_queue(monkeypatch):
@@ -64,7 +80,7 @@ def test_rivals_are_trained_alike_and_change_nothing_else_in_the_queue(monkeypat
     assert [round(run.cost[1] / 1e9, 1) for run in cells.values()] == [9.9, 18.9, 23.9, 41.9, 29.8, 60.3, 60.3]
     before = {profile: training.queue(profile) for profile in (None, SMOKE, PAPER)}
     monkeypatch.setattr(experiments, "PLAN", [row for row in PLAN if row.part != "same_budget"])
-    for profile, new in ((None, 18), (SMOKE, 6), (PAPER, 15)):
+    for profile, new in ((None, 18), (SMOKE, 5), (PAPER, 15)):
         others = training.queue(profile)
         assert [run for run in before[profile] if run in others] == others
         assert len(before[profile]) == len(others) + new
@@ -93,6 +109,7 @@ def test_equal_patches_and_equal_updates(profile, batches, updates):
 
 def test_rungs_rates_and_repetitions_differ_in_one_thing():
     base = experiments.table3(CPU)
+    assert experiments.controls(CPU)["U-HDB", experiments.FASTER] == replace(base["U-HDB", "none"], rate=1.5 * CPU.rate)
     for part, change in (("quarter", "updates"), ("rates", "rate"), ("again", "reverse")):
         for cell, run in PARTS[part].cells(CPU).items():
             own = base[cell[:2]]
@@ -170,15 +187,32 @@ def test_without_a_finished_run_the_hours_are_not_known(results):
 
 
 def test_what_later_notebooks_need_is_kept_when_a_run_ends(results, monkeypatch):
-    tiny_uhdb = tiny().arch
     usual = replace(SMOKE, name="smoke", updates=6, batch=2, patch=8, evidence=True)
     monkeypatch.setitem(PROFILES, "smoke", usual)
-    monkeypatch.setattr(experiments, "UHDB", tiny_uhdb)
+    monkeypatch.setitem(ARCHITECTURES, "uhdb", tiny().arch)
     monkeypatch.setattr(experiments, "table3", lambda profile: {("U-HDB", "IKM"): tiny()})
     assert training.train_runs([tiny(), tiny(attention="none"), tiny(updates=7)], show=False) == 0
-    assert (tiny().folder / "controls.csv").exists() and list(weights.index()) == [f"{tiny().id}.safetensors"]
-    assert not (tiny(attention="none").folder / "controls.csv").exists()
-    assert not (tiny(updates=7).folder / "controls.csv").exists()   # not the profile's usual budget
+    assert scoring.other_attention_scores(tiny()) is not None and list(weights.index()) == [f"{tiny().id}.safetensors"]
+    assert scoring.other_attention_scores(tiny(attention="none")) is None
+    assert scoring.other_attention_scores(tiny(updates=7)) is None   # not the profile's usual budget
+
+
+def test_the_primary_endpoints_weights_are_kept():
+    kept = [run for run in training.queue(None) if training.kept(run)]
+    assert [(run.profile, run.arch.blocks, run.arch.attention) for run in kept] == [
+        ("cpu", 1, "ikm")] * 3 + [("cpu-long", 1, attention) for _ in range(10) for attention in ("none", "ikm")] + [
+        ("cpu-long", 4, "ikm")]
+
+
+@pytest.mark.parametrize("changed", [{"device": "NVIDIA H100"}, {"precision": "float32, TF32 convolutions"}])
+def test_a_comparison_may_not_mix_devices_or_precisions(results, changed):
+    records.train(tiny(), show=False)
+    assert training.train_runs([tiny(), tiny(seed=1)], show=False) == 0
+    files.write_text(tiny().folder / "run.json", json.dumps(records.read_record(tiny().folder) | changed))
+    assert training.train_runs([tiny(), tiny(seed=1)], show=False) == 0   # nothing is left to train
+    with pytest.raises(ValueError, match=f"{tiny().id} was trained on .*IKM_RESULTS"):
+        training.train_runs([tiny(), tiny(seed=2)], show=False)
+    assert not tiny(seed=2).folder.exists()
 
 
 def finish(profile, part):
@@ -188,13 +222,14 @@ def finish(profile, part):
 
 
 def test_opened_by_hand_a_notebook_shows_the_largest_profile_that_is_finished_for_it(results):
-    assert experiments.recorded("06_table5_ablation") == CPU   # nothing is finished anywhere
-    finish(CPU, "table5")
-    assert experiments.recorded("06_table5_ablation") == CPU
-    finish(LONG, "table5")
-    assert experiments.recorded("06_table5_ablation") == LONG
-    planned(LONG, "table5").run.iloc[0].folder.joinpath("run.json").unlink()
-    assert experiments.recorded("06_table5_ablation") == CPU
+    assert experiments.recorded("02_table1_lightweight") == CPU   # nothing is finished anywhere
+    finish(CPU, "table1")
+    finish(CPU, "same_budget")
+    assert experiments.recorded("02_table1_lightweight") == CPU
+    finish(LONG, "table1")
+    assert experiments.recorded("02_table1_lightweight") == LONG
+    planned(LONG, "table1").run.iloc[0].folder.joinpath("run.json").unlink()
+    assert experiments.recorded("02_table1_lightweight") == CPU
     assert experiments.recorded("13_cost") == CPU
     (results / "small" / "pages").mkdir(parents=True)
     (results / "small" / "pages" / "13_cost.json").write_text("{}")

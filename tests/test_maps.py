@@ -71,7 +71,7 @@ def test_c10_asks_for_both_shapes_where_the_image_has_them_in_three_seeds(book, 
 
 def test_tables_serve_again_unless_they_are_of_other_runs(book, results, monkeypatch):
     named = {name: random.integers(0, 256, (40, 36 + i, 3), dtype=np.uint8) for i, name in enumerate("abc")}
-    monkeypatch.setattr(records, "scored_images", lambda profile, data: {"set": named})
+    monkeypatch.setattr(records, "scored_images", lambda profile: {"set": named})
     page = notebook.Page("11", config.PROFILES["smoke"], anew=False)
     first = execute(book, "def measured", page=page)
     assert list(first.variance.unit) == [*"123456"] * 2 + ["all"] * 2 and first.shapes.Laplace.between(0, 1).all()

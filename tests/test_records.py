@@ -7,6 +7,7 @@ import re
 import resource
 import shutil
 import subprocess
+import time
 from dataclasses import replace
 
 import pandas as pd
@@ -56,8 +57,10 @@ def test_a_run_is_trained_and_scored_once(results, monkeypatch):
     record = records.read_record(run.folder)
     assert record["id"] == run.id and record["spec"] == run.spec and record["params"] == sum(
         p.numel() for p in run.build().parameters())
-    for key in ("git_commit", "device", "torch", "finished_utc", "data_sha256", "updates_per_second"):
+    for key in ("git_commit", "device", "cpu_capability", "torch", "finished_utc", "updates_per_second"):
         assert record[key]
+    assert record["continued"] == [] and record["pixels_sha256"] == {
+        name: datasets.pixels_sha256(name) for name in ("embedded-train", "embedded-test")}
     assert not (run.folder / "checkpoint.pt").exists()
     monkeypatch.setattr(records, "Trainer", None)   # any attempt to train again fails
     assert records.train(run)
@@ -69,7 +72,7 @@ def test_scores_are_of_the_saved_weights_under_both_conventions(results):
     model = run.build()
     model.load_state_dict(torch.load(run.folder / "weights.pt", weights_only=True)["model"])
     model.to(memory_format=torch.channels_last)
-    images = records.scored_images(SMOKE, run.data)["embedded-test"]
+    images = records.scored_images(SMOKE)["embedded-test"]
     found = run.scores().set_index("image")
     for name, sr, hr in restored(model, pairs(images, 2)):
         for rounded, suffix in ((False, ""), (True, "_rounded")):
@@ -104,6 +107,19 @@ def test_interrupted_run_ends_like_an_uninterrupted_one(results, monkeypatch, tm
     pd.testing.assert_frame_equal(first, tiny().scores())
 
 
+def test_a_run_tells_on_what_each_part_of_it_was_trained(results, monkeypatch):
+    """Begun under one commit and continued under another one: the record names the first, and the second from there."""
+    run, real = tiny(updates=400), records.here
+    assert not records.train(run, show=False, deadline=time.monotonic() + 0.3)
+    _, done = records.state(run)
+    monkeypatch.setattr(records, "here", lambda device: {**real(device), "git_commit": "later", "torch": "9"})
+    assert 0 < done < 400 and records.train(run, show=False)
+    record = records.read_record(run.folder)
+    assert {key: record[key] for key in real(torch.device("cpu"))} == real(torch.device("cpu"))
+    assert record["continued"] == [{"update": done, **real(torch.device("cpu")), "git_commit": "later", "torch": "9"}]
+    assert records.all_records(SMOKE).stretches.tolist() == [2]
+
+
 @pytest.mark.parametrize(("peer", "params", "loss"), [
     ("srcnn", 57_281, mae_y), ("imdn", 694_404, mae), ("", None, mae)])
 def test_a_network_of_luma_learns_luma_and_records_say_which_peer_it_was(results, monkeypatch, peer, params, loss):
@@ -132,15 +148,24 @@ def test_a_run_in_other_hands_is_left_alone(results):
     assert records.train(run, show=False)
 
 
-def test_missing_training_sets_fall_back_to_embedded_images_and_say_so(results, monkeypatch):
-    monkeypatch.setattr(datasets, "is_installed", lambda name: name.startswith("embedded"))
-    asked = Run.of(PROFILES["cpu"], TINY, 0)
-    run, = records.with_available_data([asked])
-    assert run.data == ("embedded-train",) and run.spec["data"] == ["embedded-train"] and run.id != asked.id
-    assert list(records.scored_images(PROFILES["cpu"], run.data)) == ["embedded-test"]
-    asked.folder.mkdir(parents=True)
-    (asked.folder / "run.json").write_text("{}")
-    assert records.with_available_data([asked]) == [asked]   # its record serves, images are not needed
+def test_without_its_image_sets_a_run_is_refused_and_the_way_out_is_named(results, monkeypatch, tmp_path):
+    monkeypatch.setenv("IKM_DATA", str(tmp_path))
+    monkeypatch.setenv("IKM_CACHE", str(tmp_path / "cache"))
+    run = Run.of(PROFILES["cpu"], TINY, 0)
+    with pytest.raises(FileNotFoundError, match="T91 is not installed.*data fetch T91.*IKM_DATA"):
+        records.train(run, show=False)
+    with pytest.raises(FileNotFoundError, match="Set5 is not installed.*data fetch Set5.*IKM_DATA"):
+        records.scored_images(PROFILES["cpu"])
+    assert main(["train", "--profile", "cpu", "--only", "06", "--jobs", "1", "--no-download"]) == 2
+
+
+def test_a_run_is_found_by_its_digest_whatever_its_folder_is_called(results, monkeypatch):
+    """Another name for the network, or another usual batch, retrains nothing."""
+    records.train(tiny(), show=False)
+    tiny().folder.rename(tiny().folder.with_name(f"an-older-name-{tiny().digest}"))
+    assert tiny().id == f"an-older-name-{tiny().digest}" and tiny().finished
+    monkeypatch.setattr(records, "Trainer", None)   # any attempt to train again fails
+    assert records.train(tiny())
 
 
 # --- what may go wrong ----------------------------------------------------------------------------------------------
@@ -211,10 +236,11 @@ def test_a_report_over_all_profiles_is_written_as_a_whole_or_not_at_all(two_runs
     assert not list(two_runs.glob("*.*"))
 
 
-def test_mixed_versions_are_refused(two_runs):
-    for run, version in ((tiny(), "2.12.1+cpu"), (tiny(seed=1), "2.13.0")):
-        files.write_text(run.folder / "run.json", json.dumps(records.read_record(run.folder) | {"torch": version}))
-    with pytest.raises(ValueError, match="smoke: runs on embedded-train of mixed versions: torch 2.12.1, .*2.13"):
+def test_other_images_under_one_name_are_refused(two_runs):
+    record = records.read_record(tiny(seed=1).folder)
+    record["pixels_sha256"]["embedded-test"] = "0" * 64
+    files.write_text(tiny(seed=1).folder / "run.json", json.dumps(record))
+    with pytest.raises(ValueError, match=f"images of embedded-test are not the same in {tiny().id} and {tiny(1).id}"):
         records.all_records(SMOKE)
 
 
@@ -239,7 +265,7 @@ def test_a_spec_of_any_values_is_that_of_the_folder_or_refused_in_one_line(resul
     spec = tiny().spec
     (spec if key in spec else spec["arch"])[key] = value
     path = tiny().folder / "diverged.json"
-    record = {"id": tiny().id, "profile": "smoke", "spec": spec, "torch": "2", "data_sha256": ""}
+    record = {"id": tiny().id, "profile": "smoke", "spec": spec, "torch": "2"}
     files.write_text(path, json.dumps(record))
     lines = files.refused(records.check, [path])
     assert len(lines) <= 1 and (lines or spec == tiny().spec or Run.from_record(files.read_json(path)).id == tiny().id)

@@ -1,6 +1,7 @@
 """The environment files agree with each other, and the set-up script does what its help says."""
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -112,9 +113,17 @@ def project(tmp_path) -> Path:
     return folder
 
 
-def depend_on(project: Path, package: str) -> None:
+def depend_on(project: Path, package: str, installed: Path | None = None) -> str:
+    """The project depends on one package. Returns a folder for PYTHONPATH from which ikmlib seems to be installed from
+    `installed`, by default the project."""
     (project / "pyproject.toml").write_text(
         f'[project]\ndependencies = ["{package}"]\n[project.optional-dependencies]\ntest = []\n')
+    folder = project.parent / "site"
+    (folder / "ikmlib-0.1.0.dist-info").mkdir(parents=True, exist_ok=True)
+    (folder / "ikmlib-0.1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: ikmlib\nVersion: 0.1.0\n")
+    (folder / "ikmlib-0.1.0.dist-info" / "direct_url.json").write_text(
+        f'{{"url": "{(installed or project).as_uri()}", "dir_info": {{"editable": true}}}}')
+    return str(folder)
 
 
 def replace_main(project: Path, code: str) -> None:
@@ -147,7 +156,7 @@ def stub(tmp_path) -> Path:
 
 def test_installs_once_and_again_when_needed(project, stub):
     log = stub / "log"
-    whole = ["venv", f"pip {project}[test]"]
+    whole = ["venv", "pip torch", f"pip {project}[test]"]
 
     def set_up(**environment: str) -> tuple[int, list[str]]:
         log.write_text("")
@@ -156,7 +165,7 @@ def test_installs_once_and_again_when_needed(project, stub):
         return result.returncode, log.read_text().splitlines()
 
     (stub / "broken").touch()
-    assert set_up() == (1, whole[:2])
+    assert set_up() == (1, whole)
     (stub / "broken").unlink()
     assert set_up(PIP_USER="1") == (0, whole)   # the unfinished installation is done again
     assert set_up() == (0, [])                  # and then used
@@ -164,9 +173,9 @@ def test_installs_once_and_again_when_needed(project, stub):
         file.write("# changed\n")
     assert set_up() == (0, whole)
     shutil.rmtree(project / ".venv" / "bin")
-    assert set_up(IKM_TORCH_INDEX="file:///nowhere") == (0, ["venv", "pip torch", *whole[1:]])
+    assert set_up(PIP_CONSTRAINT="/nowhere") == (0, whole)
     project = project.rename(project.with_name("moved"))
-    whole[1] = f"pip {project}[test]"
+    whole[2] = f"pip {project}[test]"
     assert set_up() == (0, whole)
     assert set_up() == (0, [])
 
@@ -175,7 +184,7 @@ def test_unreachable_torch_index_is_no_failure(project, stub):
     program = (stub / "python3").read_text()
     (stub / "python3").write_text(program.replace("! [ -e", '[[ "$*" != *index-url* ]] && ! [ -e'))
     result = run(project / "run_all.sh", "--setup-only", PATH=f"{stub}:/usr/bin:/bin", IKM_TORCH_INDEX="file:///none")
-    assert result.returncode == 0 and "no torch from IKM_TORCH_INDEX; taking the default one" in result.stderr
+    assert result.returncode == 0 and "no torch from file:///none; taking the default one" in result.stderr
     assert (stub / "log").read_text().splitlines() == ["venv", "pip torch", f"pip {project}[test]"]
 
 
@@ -190,13 +199,13 @@ def test_no_python_is_a_clear_error(project, tmp_path):
 
 
 def test_complete_python_is_used_and_gets_the_arguments(project):
-    depend_on(project, "pytest>=8")
+    site = depend_on(project, "pytest>=8")
     replace_main(project, "print(*sys.argv[1:]); sys.exit(3)")
-    used = Path(run(project / "run_all.sh", "--setup-only").stdout.strip())
+    used = Path(run(project / "run_all.sh", "--setup-only", PYTHONPATH=site).stdout.strip())
     assert used.is_file() and used.parent.samefile(Path(sys.executable).parent)
-    result = run(project / "run_all.sh", "--profile", "cpu", "--only=04", "--only", "07", "--no-train")
+    result = run(project / "run_all.sh", "--profile", "cpu", "--only=04", "--only", "07", "--no-train", PYTHONPATH=site)
     assert (result.returncode, result.stdout) == (3, "run --profile cpu --only=04 --only 07 --no-train\n")
-    result = run(project / "run_tests.sh", "--version")
+    result = run(project / "run_tests.sh", "--version", PYTHONPATH=site)
     assert result.returncode == 0 and (result.stdout + result.stderr).startswith("pytest ")
     assert not (project / ".venv").exists()
 
@@ -207,9 +216,17 @@ def test_python_with_a_package_out_of_range_is_not_used(project, stub):
     assert result.stdout == f"{project}/.venv/bin/python\n"
 
 
+def test_python_with_another_folders_ikmlib_is_not_used(project, stub, tmp_path):
+    """Notebooks that are opened by hand import what is installed."""
+    site = depend_on(project, "pytest>=8", installed=tmp_path / "another clone")
+    result = run(project / "run_all.sh", "--setup-only", PATH=f"{Path(sys.executable).parent}:{stub}:/usr/bin:/bin",
+                 PYTHONPATH=site)
+    assert result.stdout == f"{project}/.venv/bin/python\n"
+
+
 def test_the_callers_surroundings_do_not_matter(project, tmp_path):
     """Another checkout and modules in the caller's folder, CDPATH, and a locale that cannot write UTF-8."""
-    depend_on(project, "pytest>=8")
+    site = depend_on(project, "pytest>=8")
     replace_main(project, "import random, ikmlib; print(random.__file__, ikmlib.__file__, 'é', sys.stdout.encoding)")
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(project, elsewhere / project.name)
@@ -220,7 +237,7 @@ def test_the_callers_surroundings_do_not_matter(project, tmp_path):
     for folder, script in ((elsewhere, project / "run_all.sh"), (tmp_path, Path(project.name) / "run_all.sh"),
                            (elsewhere, Path("link.sh"))):
         result = run(script, folder=folder, CDPATH=str(elsewhere), LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0",
-                     PYTHONPATH=f":.:{tmp_path}:", PYTHONHOME="/nowhere")
+                     PYTHONPATH=f":.:{tmp_path}:{site}", PYTHONHOME="/nowhere")
         assert result.returncode == 0, result.stderr
         assert result.stdout == f"{random.__file__} {project / 'ikmlib' / '__init__.py'} é utf-8\n"
 
@@ -238,3 +255,33 @@ def test_an_installation_without_all_packages_is_a_clear_error(project, stub):
     (stub / "python3").write_text(program.replace('*) case "$0" in', '*has_packages*) exit 1 ;;\n *) case "$0" in'))
     result = run(project / "run_all.sh", "--setup-only", PATH=f"{stub}:/usr/bin:/bin")
     assert result.returncode == 1 and "pip installed less than the study needs" in result.stderr
+
+
+def test_what_jupyterlab_saves_into_a_notebook_is_no_change_of_it(tmp_path):
+    """The filter that run_all.sh sets, on a clone, with outputs, a count and another Python's version in a notebook."""
+    def git(*words):
+        return subprocess.run(["git", "-C", clone, *words], capture_output=True, text=True, check=True).stdout
+
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", ROOT, clone], check=True)
+    line = next(line for line in (ROOT / "run_all.sh").read_text().split("\n[") if "filter.nbstripout.clean" in line)
+    subprocess.run(["bash", "-ec", "[" + line], env={"root": clone, "python": sys.executable, "PATH": os.environ["PATH"]},
+                   check=True)
+    path = clone / "notebooks" / "04_table3_attention.ipynb"
+    notebook = json.loads(path.read_text())
+    cell = next(cell for cell in notebook["cells"] if cell["cell_type"] == "code")
+    cell |= {"execution_count": 7, "outputs": [{"output_type": "stream", "name": "stdout", "text": ["x\n"]}]}
+    notebook["metadata"]["language_info"]["version"] = "3.99.0"
+    path.write_text(json.dumps(notebook, indent=1) + "\n")
+    git("add", "-A")
+    assert git("status", "--porcelain") == ""
+    cell["source"].append("# changed")
+    path.write_text(json.dumps(notebook, indent=1) + "\n")
+    assert git("status", "--porcelain") == f" M notebooks/{path.name}\n"
+
+
+def test_a_clone_made_on_windows_has_the_same_bytes(tmp_path):
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", "-c", "core.autocrlf=true", ROOT, clone], check=True)
+    for name in ("run_all.sh", "results/PLAN.md", "ikmlib/registry.csv", "notebooks/04_table3_attention.ipynb"):
+        assert b"\r" not in (clone / name).read_bytes()

@@ -34,7 +34,7 @@ def gains(entry: dict) -> pd.DataFrame:
     """
     path = config.results_root() / entry["profile"] / "runs" / entry["id"] / "scores.csv"
     scores, scale = read_csv(path), entry["spec"]["scale"]
-    images = records.scored_images(config.get_profile(entry["profile"]), tuple(entry["spec"]["data"]))
+    images = records.scored_images(config.get_profile(entry["profile"]))
     rows = [(name, image, psnr_y(imresize(lr, scale), hr, shave=scale))
             for name in images for image, lr, hr in pairs(images[name], scale)]
     bicubic = pd.DataFrame(rows, columns=["set", "image", "psnr_y_bicubic"])

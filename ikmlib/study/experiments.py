@@ -14,7 +14,7 @@ import pandas as pd
 from ikmlib import config
 from ikmlib.config import PROFILES, Profile
 from ikmlib.models import ARCHITECTURES, Architecture
-from ikmlib.study.records import Run, factors, with_available_data
+from ikmlib.study.records import Run, factors
 
 Cells = dict[tuple, Run]
 
@@ -74,14 +74,17 @@ CONTROLS: dict[str, dict] = {
     "strict": {"strict": True}, "softmax": {"transform": "softmax"}, "residual": {"transform": "residual"},
     "autograd": {"gradient": "autograd"}, "GO": {"gradient": "go"},
     "none, weights x 1.5": {"attention": "none", "gain": 1.5},
+    "softmax, strict": {"transform": "softmax", "strict": True},   # the strongest modulation around 1
 }
+FASTER = "none, rate x 1.5"   # the vanilla network, all its weights learning at 1.5 times the rate
 RB_CONTROLS = ("none", "IKM", "constant 1.5", "shuffled")   # in RB no more than these
 
 
 def controls(profile: Profile) -> Cells:
     """Block x control: what could explain IKM's gain without its explanation, in U-HDB and in RB."""
-    return _at_budget(profile, {(block, control): replace(ARCHITECTURES[BLOCKS[block]], **CONTROLS[control])
-                                for block, names in (("U-HDB", CONTROLS), ("RB", RB_CONTROLS)) for control in names})
+    cells = _at_budget(profile, {(block, control): replace(ARCHITECTURES[BLOCKS[block]], **CONTROLS[control])
+                                 for block, names in (("U-HDB", CONTROLS), ("RB", RB_CONTROLS)) for control in names})
+    return cells | {("U-HDB", FASTER): replace(cells["U-HDB", "none"], rate=1.5 * profile.rate)}
 
 
 FIG10_RULES = {"IsO": "iso", "GO": "go", "autograd": "autograd"}
@@ -184,6 +187,12 @@ def _final(profile: Profile, run: Run) -> Run:
     return replace(run, updates=profile.final_updates or profile.updates)
 
 
+def whole(profile: Profile) -> Cells:
+    """The whole U-HDN of Table I (N = 4 at every profile) without and with IKM, x2."""
+    return _at_budget(profile, {(attention,): replace(UHDN, attention=ATTENTIONS[attention])
+                                for attention in ("none", "IKM")})
+
+
 def fig5(profile: Profile) -> Cells:
     """The network of Table III whose attention maps Figs. 5 and 6 are told with."""
     return {("U-HDB", "IKM"): table3(profile)["U-HDB", "IKM"]}
@@ -202,6 +211,7 @@ _GRID = ("block", "attention")
 PARTS = {
     "table3": Part("04_table3_attention", _GRID, table3),
     "controls": Part("12_controls", ("block", "control"), controls),
+    "whole": Part("04_table3_attention", ("attention",), whole),
     "quarter": Part("04_table3_attention", _GRID, quarter),
     "table5": Part("06_table5_ablation", ("u_style", "hourglass"), table5),
     "fig10": Part("09_fig10_iso_vs_go", ("rule", "batch", "budget"), fig10),
@@ -224,9 +234,9 @@ NOTEBOOKS = tuple(dict.fromkeys(part.notebook for part in PARTS.values()))
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the plan: which cells of a part are trained, at which profile, with which seeds."""
+    """A row of the plan: which cells of a part are trained, at which profile, with which seeds."""
 
-    stage: str
+    line: str
     profile: str
     part: str
     seeds: tuple[int, ...]
@@ -237,47 +247,46 @@ class Row:
         return PARTS[self.part].notebook
 
     def cells(self) -> Cells:
-        """The part's cells that this line is about."""
+        """The part's cells that this row is about."""
         part = PARTS[self.part]
         where = {part.factors.index(name): values for name, values in self.only.items()}
         return {cell: run for cell, run in part.cells(PROFILES[self.profile]).items()
                 if all(cell[i] in values for i, values in where.items())}
 
     def runs(self, seed: int) -> list[Run]:
-        """The line's runs of one seed; none if it is not the line's."""
+        """The row's runs of one seed; none if the seed is not the row's."""
         return [replace(run, seed=seed) for run in self.cells().values()] if seed in self.seeds else []
 
 
-THREE, MORE, ONE = (0, 1, 2), (3, 4), (0,)
-_COLUMNS, _GAIN = {"attention": ("none", "IKM")}, {"control": ("none", "IKM")}
-_UHDB_GAIN = {"block": ("U-HDB",), **_GAIN}
-_SCALE_OR_CONTEXT = {"block": ("U-HDB",), "control": ("constant 1.5", "shuffled")}
-# Stages A to E in order of priority; of a stage all lines' first seed first, then the next. Declared before the runs.
+ONE, THREE, MORE, FIVE = (0,), (0, 1, 2), (3, 4), (0, 1, 2, 3, 4)
+_COLUMNS, _ADDED = {"attention": ("none", "IKM")}, (FASTER, "softmax, strict")
+_UHDB, _GAIN, _SCALE_OR_CONTEXT = ("U-HDB",), ("none", "IKM"), ("constant 1.5", "shuffled")
+# Lines a to g in order of priority. Within a line one part is finished after the other, and within a part all networks
+# of one seed before those of the next. Declared before the runs: results/PLAN.md.
 PLAN = (
-    Row("A", "cpu", "table3", THREE), Row("A", "cpu", "controls", THREE), Row("A", "cpu", "quarter", THREE),
-    Row("A", "cpu", "table5", THREE), Row("A", "cpu", "fig10", THREE), Row("A", "cpu", "table4", THREE),
-    Row("A", "cpu", "fig9", THREE), Row("A", "cpu", "fig11", THREE), Row("A", "cpu", "fig5", THREE),
-    Row("A", "cpu", "rates", ONE), Row("A", "cpu", "again", ONE),
-    Row("B", "cpu-long", "table3", THREE, _COLUMNS),
-    Row("B", "cpu-long", "controls", THREE, _GAIN), Row("B", "cpu-long", "controls", THREE, _SCALE_OR_CONTEXT),
-    Row("B", "cpu-long", "table1", ONE, {"scale": (2,)}),
-    Row("B", "cpu-long", "table2", ONE, {"network": ("U-HDN+IKM",)}),
-    Row("C", "cpu", "fig8", THREE), Row("C", "cpu", "same_budget", THREE),
-    Row("C", "cpu", "table1", ONE, {"scale": (2,)}),   # which is a run of same_budget
-    Row("D", "cpu", "table3", MORE, _COLUMNS),
-    Row("D", "cpu", "controls", MORE, _UHDB_GAIN), Row("D", "cpu", "controls", MORE, _SCALE_OR_CONTEXT),
-    Row("D", "cpu-long", "table3", MORE, _COLUMNS),
-    Row("D", "cpu-long", "controls", MORE, _UHDB_GAIN), Row("D", "cpu-long", "controls", MORE, _SCALE_OR_CONTEXT),
-    Row("D", "cpu-long", "table1", ONE, {"scale": (4, 3)}),
-    Row("E", "cpu-long", "table5", THREE), Row("E", "cpu-long", "fig11", THREE),
+    Row("a", "cpu", "table3", THREE), Row("a", "cpu", "table3", MORE, _COLUMNS), Row("a", "cpu", "fig5", THREE),
+    Row("a", "cpu", "controls", THREE, {"control": tuple(name for name in CONTROLS if name not in _ADDED)}),
+    Row("a", "cpu", "controls", MORE, {"block": _UHDB, "control": (*_GAIN, *_SCALE_OR_CONTEXT)}),
+    Row("b", "cpu-long", "table3", tuple(range(5, 15)), {"block": _UHDB, **_COLUMNS}),
+    Row("b", "cpu-long", "controls", tuple(range(5, 15)), {"block": _UHDB, "control": _GAIN}),   # the same runs
+    Row("c", "cpu", "table5", THREE), Row("c", "cpu", "fig10", THREE, {"batch": (4, 16)}),
+    Row("c", "cpu", "table4", THREE), Row("c", "cpu", "fig9", THREE), Row("c", "cpu", "fig11", THREE),
+    Row("c", "cpu", "quarter", THREE), Row("c", "cpu", "again", ONE),
+    Row("c", "cpu", "controls", FIVE, {"block": _UHDB, "control": _ADDED}), Row("c", "cpu", "fig8", THREE),
+    Row("c", "cpu", "rates", ONE), Row("c", "cpu", "same_budget", THREE),
+    Row("c", "cpu", "table1", ONE, {"scale": (2,)}),   # a run of same_budget
+    Row("d", "cpu", "whole", (3, 4, 5, 6, 7)),
+    Row("e", "cpu-long", "controls", (5, 6, 7, 8, 9), {"block": _UHDB, "control": _SCALE_OR_CONTEXT}),
+    Row("f", "cpu-long", "table3", (5, 6, 7), {"block": ("RB", "DB", "RDB"), **_COLUMNS}),
+    Row("g", "cpu-long", "table1", ONE, {"scale": (2,)}),
+    Row("g", "cpu-long", "table2", ONE, {"network": ("U-HDN+IKM",)}),   # the same run
     *(Row("smoke", "smoke", part, ONE) for part in PARTS),
     *(Row(name, name, part, THREE) for name in ("small", "paper") for part in PARTS),
 )
 
 
 def planned(profile: Profile, part: str) -> pd.DataFrame:
-    """The declared runs of a part at a profile, a row each: the part's factors, seed, run, all
-    `records.with_available_data`."""
+    """The declared runs of a part at a profile, a row each: the part's factors, seed, run."""
     names, declared = PARTS[part].factors, {}
     for row in PLAN:
         if (row.profile, row.part) == (profile.name, part):
@@ -286,7 +295,7 @@ def planned(profile: Profile, part: str) -> pd.DataFrame:
     order = list(PARTS[part].cells(profile))   # cells as the part orders them, whatever the plan's order
     at = sorted(declared, key=lambda cell_and_seed: order.index(cell_and_seed[0]))
     plan = pd.DataFrame([(*cell, seed) for cell, seed in at], columns=[*names, "seed"])
-    return plan.assign(run=with_available_data(declared[key] for key in at))
+    return plan.assign(run=[declared[key] for key in at])
 
 
 def complete(plan: pd.DataFrame) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from ikmlib import config
 from ikmlib.config import Profile
 from ikmlib.files import read_csv, write_bytes, write_csv, write_text
 from ikmlib.study import experiments, training
-from ikmlib.study.records import FALLBACK, runs_in_words
+from ikmlib.study.records import runs_in_words
 from ikmlib.study.stats import UNTESTED, VERDICTS
 
 # Decimals shown, by a word in the column's name
@@ -74,7 +74,6 @@ class Page:
     profile: Profile
     recorded: bool = False
     anew: bool = True
-    embedded: bool = False   # whether runs of it were trained on embedded photographs in place of the profile's sets
 
     def __post_init__(self):
         self._manifest = {"notebook": self.name, "profile": self.profile.name,
@@ -105,7 +104,6 @@ class Page:
         plan = experiments.planned(self.profile, part)
         if self.anew:
             training.train_runs(plan.run)
-        self.embedded |= any(run.data == FALLBACK["train"] != self.profile.train_sets for run in plan.run)
         print(f"profile {self.profile.name}, {part}: {runs_in_words(plan.run)}" + " finished" * (len(plan) > 0))
         return plan
 
@@ -149,8 +147,8 @@ class Page:
         from IPython.display import Markdown
 
         config.require("verdict", verdict, VERDICTS)
-        if not (self.profile.evidence or any_profile) or self.embedded and seeds is not None:
-            verdict = UNTESTED   # also of networks that were trained on embedded photographs
+        if not (self.profile.evidence or any_profile):
+            verdict = UNTESTED
         entry = {"name": claim, "paper": paper, "ours": ours, "verdict": verdict, "because": because, "seeds": seeds}
         entry |= {"comparisons": dict(comparisons)} if comparisons else {}
         self._note("claims", entry)

@@ -16,7 +16,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -36,7 +36,6 @@ from ikmlib.trainers import Pair, Trainer, TrainingDiverged, mae, mae_y, mean_ps
 
 LEARNING_RATE = 2e-4
 LATER = ("schedule", "reverse", "peer")   # fields of a run that came after the first records
-FALLBACK = {"train": ("embedded-train",), "test": ("embedded-test",)}
 
 
 # --- a run ----------------------------------------------------------------------------------------------------------
@@ -95,25 +94,34 @@ class Run:
         return spec
 
     @property
-    def id(self) -> str:
-        """Slug, what is unusual for the profile, scale, seed, and a hash of the spec. Defaults of an architecture and
-        of LATER are left out of the hash, so that an option added later, whose default changes nothing, leaves the ids
-        alone."""
+    def digest(self) -> str:
+        """Eight hex digits, a hash of the spec: what identifies a run. Defaults of an architecture and of LATER are
+        left out of it, so that an option added later, whose default changes nothing, leaves it alone."""
         spec, plain = self.spec, json.loads(json.dumps(asdict(Architecture())))
         spec["arch"] = {name: value for name, value in spec["arch"].items() if value != plain[name]}
         for name in LATER:
             if spec[name] == getattr(type(self), name):
                 del spec[name]
-        digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:8]
-        usual = config.get_profile(self.profile)
-        unusual = [f"-{name}{getattr(self, name)}" for name in ("batch", "updates", "rate")
-                   if getattr(self, name) != getattr(usual, name)] + ["-reverse"] * self.reverse
-        return f"{self.peer or slug(self.arch)}{''.join(unusual)}-x{self.scale}-seed{self.seed}-{digest}"
+        return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
     def folder(self) -> Path:
-        """Where its records lie."""
-        return config.results_root() / self.profile / "runs" / self.id
+        """Where its records lie: the folder whose name ends in its digest, whatever stands before it. A new one is
+        named after the network, what is unusual for the profile, scale and seed."""
+        runs = config.results_root() / self.profile / "runs"
+        return next(runs.glob(f"*-{self.digest}"), None) or runs / self._name
+
+    @property
+    def _name(self) -> str:
+        usual = config.get_profile(self.profile)
+        unusual = [f"-{name}{getattr(self, name)}" for name in ("batch", "updates", "rate")
+                   if getattr(self, name) != getattr(usual, name)] + ["-reverse"] * self.reverse
+        return f"{self.peer or slug(self.arch)}{''.join(unusual)}-x{self.scale}-seed{self.seed}-{self.digest}"
+
+    @property
+    def id(self) -> str:
+        """The name of its folder."""
+        return self.folder.name
 
     @property
     def finished(self) -> bool:
@@ -126,8 +134,9 @@ class Run:
         return (self.folder / "diverged.json").exists()
 
     def scores(self) -> pd.DataFrame:
-        """A row an image of a finished run; columns as in SCORES."""
-        return files.read_csv(self.folder / "scores.csv")
+        """A row an image of a finished run, of all sets that it was scored on; columns as in SCORES."""
+        paths = [self.folder / "scores.csv", *sorted(self.folder.glob("scores_*.csv"))]
+        return pd.concat(map(files.read_csv, paths), ignore_index=True)
 
     def curve(self) -> pd.DataFrame:
         """The validation curve of a finished run; columns as in CURVE."""
@@ -154,29 +163,22 @@ def _cost(name: str | Architecture, scale: int) -> tuple[int, int]:
         return complexity(_network(name, scale), scale)
 
 
-def with_available_data(runs: Iterable[Run]) -> list[Run]:
-    """The runs themselves; where one is not finished and its training sets are not installed, its twin on embedded
-    images."""
-    installed = cache(datasets.is_installed)   # for this call: it looks at every file of a set
-    return [run if run.finished or all(map(installed, run.data)) else replace(run, data=FALLBACK["train"])
-            for run in runs]
+def installed_sets(profile: Profile) -> list[str]:
+    """The test sets of a profile that are installed. Raises FileNotFoundError, saying what to do, if none is."""
+    names = [name for name in profile.test_sets if datasets.is_installed(name)]
+    return names or [name for name in profile.test_sets[:1] if datasets.paths(name)]
+
+
+def scored_images(profile: Profile) -> dict[str, dict[str, np.ndarray]]:
+    """The `installed_sets` of a profile: set -> image -> uint8, cropped where the profile says so."""
+    crop = (lambda image: centre_crop(image, profile.test_crop)) if profile.test_crop else (lambda image: image)
+    return {name: {key: crop(image) for key, image in datasets.load(name).items()} for name in installed_sets(profile)}
 
 
 @lru_cache(maxsize=2)
-def scored_pairs(profile: Profile, data: tuple[str, ...], scale: int) -> dict[str, list[Pair]]:
-    """Test set -> (name, LR, HR) of each of its images; see `scored_images`."""
-    return {name: list(pairs(images, scale)) for name, images in scored_images(profile, data).items()}
-
-
-def scored_images(profile: Profile, data: tuple[str, ...]) -> dict[str, dict[str, np.ndarray]]:
-    """Installed test sets of a profile: set -> image -> uint8; embedded ones for a run trained on embedded images."""
-    names = [name for name in profile.test_sets if datasets.is_installed(name)]
-    if not profile.test_sets:
-        return {}
-    if data == FALLBACK["train"] or not names:
-        names = list(FALLBACK["test"])
-    crop = (lambda image: centre_crop(image, profile.test_crop)) if profile.test_crop else (lambda image: image)
-    return {name: {key: crop(image) for key, image in datasets.load(name).items()} for name in names}
+def scored_pairs(profile: Profile, scale: int) -> dict[str, list[Pair]]:
+    """Test set -> (name, LR, HR) of each of its images; see `scored_images`. Kept for the last two scales."""
+    return {name: list(pairs(images, scale)) for name, images in scored_images(profile).items()}
 
 
 # --- records --------------------------------------------------------------------------------------------------------
@@ -208,32 +210,40 @@ def device_name(device: torch.device) -> str:
     return f"{model}, {torch.get_num_threads()} of {os.cpu_count()} cores"
 
 
-def provenance(run: Run, trainer: Trainer, left_out: tuple[str, ...]) -> dict:
-    """Where the numbers of a run come from."""
-    device, seconds = trainer.sampler.device, trainer.progress.seconds
+@cache
+def here(device: torch.device) -> dict[str, str]:
+    """On what this process trains: commit, machine, the CPU's instruction set, versions, precision. Taken once, when it
+    first trains: what is committed or installed later is not what it runs."""
     tf32 = (device.type == "cuda" and torch.backends.cudnn.allow_tf32
             and torch.cuda.get_device_capability(device) >= (8, 0))
-    params, multi_adds = run.cost
+    return {"git_commit": git_commit(), "device": device_name(device),
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(), "python": platform.python_version(),
+            "torch": str(torch.__version__), "numpy": np.__version__,
+            "precision": "float32, TF32 convolutions" if tf32 else "float32"}
+
+
+def provenance(run: Run, trainer: Trainer, left_out: tuple[str, ...]) -> dict:
+    """Where the numbers of a run come from: on what its training started (`here`) and, in `continued`, each change of
+    that and the update from which on; cost; time; the pixels of the training images."""
+    (_, first), *later = trainer.progress.stretches
+    seconds, (params, multi_adds) = trainer.progress.seconds, run.cost
     return {
-        "git_commit": git_commit(), "device": device_name(device),
-        "python": platform.python_version(), "torch": torch.__version__,
-        "numpy": np.__version__, "precision": "float32, TF32 convolutions" if tf32 else "float32",
+        **first, "continued": [{"update": update, **where} for update, where in later],
         "finished_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "train_seconds": round(seconds, 1),
         "updates_per_second": round(trainer.progress.update / max(seconds, 1e-9), 3),
         "params": params, "multi_adds": multi_adds,
-        "data_sha256": datasets.fingerprint(run.data), "left_out_images": list(left_out),
+        "pixels_sha256": {name: datasets.pixels_sha256(name) for name in run.data}, "left_out_images": list(left_out),
     }
 
 
-def score(run: Run, model: nn.Module) -> pd.DataFrame:
-    """Every image of every installed test set, under both conventions of Y; done once, after training."""
+def scores_of(model: nn.Module, images: Iterable[Pair], scale: int) -> pd.DataFrame:
+    """A row an image: PSNR (dB) and SSIM on Y, floating point and rounded; columns as in SCORES, without the set."""
     rows = []
-    for set_name, images in scored_pairs(config.get_profile(run.profile), run.data, run.scale).items():
-        for name, sr, hr in restored(model, images):
-            values = [metric(sr, hr, shave=run.scale, round_y=rounded)
-                      for rounded in (False, True) for metric in (psnr_y, ssim_y)]
-            rows.append((set_name, name, *values))
-    return pd.DataFrame(rows, columns=["set", "image", "psnr_y", "ssim_y", "psnr_y_rounded", "ssim_y_rounded"])
+    for name, sr, hr in restored(model, images):
+        values = [metric(sr, hr, shave=scale, round_y=rounded)
+                  for rounded in (False, True) for metric in (psnr_y, ssim_y)]
+        rows.append((name, *values))
+    return pd.DataFrame(rows, columns=SCORES[1:])
 
 
 def lock(run: Run) -> contextlib.AbstractContextManager[bool]:
@@ -242,8 +252,13 @@ def lock(run: Run) -> contextlib.AbstractContextManager[bool]:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """The sha256 of a run's scores and curve, as its record keeps them."""
-    return {name: files.sha256(folder / name) for name in ("scores.csv", "curve.csv")}
+    """The sha256 of every CSV file of a run, as its record lists them."""
+    return {path.name: files.sha256(path) for path in sorted(folder.glob("*.csv"))}
+
+
+def write_record(run: Run, record: dict) -> None:
+    """Write `run.json`, which makes the run finished."""
+    files.write_text(run.folder / "run.json", json.dumps(record, indent=1) + "\n")
 
 
 def default_device() -> torch.device:
@@ -272,7 +287,7 @@ def train(run: Run, *, deadline: float = math.inf, show: bool = True, device: to
         trainer = Trainer(
             model, sampler, key=run.id, seed=run.seed, updates=run.updates, batch=run.batch, rate=run.rate,
             schedule=run.schedule, reverse=run.reverse, loss=mae_y if isinstance(model, OnLuma) else mae,
-            checkpoint=checkpoint, validations=config.get_profile(run.profile).validations,
+            where=here(device), checkpoint=checkpoint, validations=config.get_profile(run.profile).validations,
             validate=lambda model: mean_psnr(model, images, run.scale))
         try:
             if not trainer.fit(deadline=deadline, label=run.id, show=show):
@@ -283,12 +298,15 @@ def train(run: Run, *, deadline: float = math.inf, show: bool = True, device: to
             files.write_text(run.folder / "diverged.json", json.dumps(record, indent=1) + "\n")
             checkpoint.unlink()
             raise
-        files.write_csv(run.folder / "scores.csv", score(run, trainer.model))
+        tested = scored_pairs(config.get_profile(run.profile), run.scale)
+        scores = {name: scores_of(trainer.model, images, run.scale) for name, images in tested.items()}
+        files.write_csv(run.folder / "scores.csv", pd.concat(scores, names=["set"]).reset_index("set"))
         files.write_csv(run.folder / "curve.csv", pd.DataFrame(trainer.progress.curve))
         files.save_torch({"key": run.id, "model": trainer.model.state_dict()}, run.folder / "weights.pt")
         record = {"id": run.id, "profile": run.profile, "spec": run.spec, **provenance(run, trainer, left_out),
                   "files": digests(run.folder)}
-        files.write_text(run.folder / "run.json", json.dumps(record, indent=1) + "\n")
+        record["pixels_sha256"] |= {name: datasets.pixels_sha256(name) for name in tested}
+        write_record(run, record)
         checkpoint.unlink(missing_ok=True)
         return True
 
@@ -318,7 +336,7 @@ def read_record(folder: Path) -> dict:
 def check(path: Path) -> None:
     """Raise an error that names the file unless a run's `run.json` or `diverged.json` has the spec that its folder
     says, and scores and curve are whole, finite and those of this run."""
-    entry = files.read_json(path, "torch", "data_sha256")
+    entry = files.read_json(path, "torch")
     with files.reading(path):
         run = Run.from_record(entry)
         if entry["id"] != run.id or run.folder != path.parent:
@@ -333,36 +351,35 @@ def check(path: Path) -> None:
         if not (np.isfinite(scores[SCORES[2:]].astype(float)).all(axis=None) and np.isfinite(curve).all(axis=None)):
             raise ValueError("a number in scores.csv or curve.csv is missing or infinite")
         if (counts != {name: datasets.SETS[name].count for name in counts} or len(scores) != sum(counts.values())
-                or not counts and config.get_profile(run.profile).test_sets):
+                or not counts):
             raise ValueError("scores.csv does not have every image of its sets once")
         if [*curve["update"]][-1:] != [run.updates]:
             raise ValueError(f"curve.csv does not end at update {run.updates}")
         if digests(run.folder) != entry["files"]:
-            raise ValueError("scores.csv or curve.csv was changed after the run")
+            raise ValueError("scores.csv, curve.csv or another table was changed after the run")
 
 
 def all_records(profile: Profile) -> pd.DataFrame:
     """A row a finished run of a profile: its record, the spec's fields flattened; tuples are joined by spaces. Where
     `peer` names the network, the fields of an architecture are left out.
 
-    Raises ValueError, with a line each, if records are not what they should be (see `check`), or are of mixed versions.
+    Raises ValueError, with a line each, if records are not what they should be (see `check`), or if runs saw other
+    images under one name.
     """
-    paths, rows = sorted((config.results_root() / profile.name / "runs").glob("*/*.json")), []
+    paths, rows, seen = sorted((config.results_root() / profile.name / "runs").glob("*/*.json")), [], {}
     if wrong := files.refused(check, paths):
         raise ValueError("\n".join(wrong))
     for path in (path for path in paths if path.name == "run.json"):
         entry = files.read_json(path)
-        spec, _ = entry.pop("spec"), entry.pop("files", None)
+        for name, digest in entry.pop("pixels_sha256", {}).items():   # records before it do not tell
+            other, run_id = seen.setdefault(name, (digest, entry["id"]))
+            if other != digest:
+                raise ValueError(f"{profile.name}: the images of {name} are not the same in {run_id} and {entry['id']}")
+        spec, _, continued = entry.pop("spec"), entry.pop("files", None), entry.pop("continued", [])
         arch = spec.pop("arch")
-        flat = {**entry, **({} if spec.get("peer") else arch), **spec}
+        flat = {**entry, "stretches": 1 + len(continued), **({} if spec.get("peer") else arch), **spec}
         rows.append({k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in flat.items()})
-    runs = pd.DataFrame(rows)
-    if rows:   # "+cpu" and its like are no version
-        made = "torch " + runs.torch.str.partition("+")[0] + ", image files " + runs.data_sha256
-        for data, versions in made.groupby(runs.data).unique().items():
-            if len(versions) > 1:
-                raise ValueError(f"{profile.name}: runs on {data} of mixed versions: {' and '.join(versions)}")
-    return runs
+    return pd.DataFrame(rows)
 
 
 SCORES = ["set", "image", "psnr_y", "ssim_y", "psnr_y_rounded", "ssim_y_rounded"]

@@ -10,69 +10,85 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import torch
 
 from ikmlib import config, datasets, files
 from ikmlib.config import PROFILES, Profile, cores
-from ikmlib.models import ARCHITECTURES
-from ikmlib.study import experiments, records, weights
-from ikmlib.study.other_attention import other_attention_scores
+from ikmlib.study import experiments, records, scoring, weights
 from ikmlib.study.processes import programs
-from ikmlib.study.records import Run, with_available_data
+from ikmlib.study.records import Run
 from ikmlib.trainers import TrainingDiverged
 
 # --- the queue ------------------------------------------------------------------------------------------------------
 
 
 def _rows(profile: Profile | None, only: Iterable[str]) -> list[experiments.Row]:
-    """Lines of the plan for a profile (None: for the stages A to E) and notebooks, all if none is named. Unknown ones:
-    ValueError."""
+    """Rows of the plan for a profile (None: for the lines a to g) and notebooks, all if none is named.
+
+    Raises ValueError for a notebook without runs."""
     meant = {wanted: {name for name in experiments.NOTEBOOKS if wanted in (name, name[:2])} for wanted in only}
     if unknown := [wanted for wanted, names in meant.items() if not names]:
         raise ValueError(f"no runs are known for {', '.join(unknown)}; allowed: {', '.join(experiments.NOTEBOOKS)}")
     chosen = set().union(*meant.values()) if meant else experiments.NOTEBOOKS
     return [row for row in experiments.PLAN if row.notebook in chosen
-            and (row.profile == profile.name if profile else len(row.stage) == 1)]
+            and (row.profile == profile.name if profile else len(row.line) == 1)]
 
 
 def queue(profile: Profile | None, only: Iterable[str] = ()) -> list[Run]:
-    """Runs of the plan in its order, each once: stage by stage, seed by seed, line by line. `profile` None: of all
-    stages A to E; `only`: see `_rows`."""
-    rows = _rows(profile, only)
-    return list(dict.fromkeys(with_available_data(
-        run for stage in dict.fromkeys(row.stage for row in rows)
-        for seed in sorted({seed for row in rows for seed in row.seeds})
-        for row in rows if row.stage == stage for run in row.runs(seed))))
+    """Runs of the plan in its order, each once: line by line, part by part, seed by seed. `profile` None: of the lines
+    a to g; `only`: see `_rows`."""
+    groups: dict[tuple[str, str], list[experiments.Row]] = {}
+    for row in _rows(profile, only):
+        groups.setdefault((row.line, row.part), []).append(row)
+    return list(dict.fromkeys(
+        run for rows in groups.values() for seed in sorted({seed for row in rows for seed in row.seeds})
+        for row in rows for run in row.runs(seed)))
 
 
 # --- training it ----------------------------------------------------------------------------------------------------
 
 
-def keep(run: Run) -> None:
-    """What later notebooks need of a finished run whose weights are at hand: test-time controls of U-HDB and RB with
-    IKM; and exported weights of what notebook 11 reads and of U-HDB without and with IKM at `cpu-long`."""
-    profile, uhdb = PROFILES[run.profile], experiments.UHDB
-    if not profile.evidence or run != Run.of(profile, run.arch, run.seed) or not (run.folder / "weights.pt").exists():
-        return
-    with records.lock(run) as mine:
-        if not mine or not run.finished:
-            return
-        if run.arch in (uhdb, ARCHITECTURES["rb"]):
-            other_attention_scores(run)
-        if run in list(experiments.planned(profile, "fig5").run) or (
-                profile.name == "cpu-long" and run.arch in (uhdb, replace(uhdb, attention="none"))):
-            weights.export(run.folder)
+def kept(run: Run) -> bool:
+    """Whether a run's weights are kept under results/weights: what notebook 11 reads and, at `cpu-long`, the pairs of
+    the primary endpoint and Table I's network."""
+    vanilla = replace(experiments.UHDB, attention="none")
+    return PROFILES[run.profile].evidence and (
+        run in list(experiments.planned(PROFILES[run.profile], "fig5").run)
+        or run.profile == "cpu-long" and run.arch in (experiments.UHDB, vanilla, experiments.UHDN))
+
+
+def refuse_mixture(runs: Iterable[Run], device: torch.device) -> None:
+    """Raise ValueError if finished runs were trained on another kind of device, or at another precision, than here: a
+    comparison may not mix them. Versions and instruction sets may differ; records name them."""
+    mine = device.type == "cuda", records.here(device)["precision"]
+    for run in runs:
+        if run.finished:
+            record = records.read_record(run.folder)
+            theirs = not record["device"].endswith(" cores"), record["precision"]
+            if theirs != mine:
+                raise ValueError(f"{run.id} was trained on {record['device']} in {record['precision']}; its "
+                                 f"comparisons cannot be completed on {records.here(device)['device']} in {mine[1]}. "
+                                 "Set IKM_RESULTS to a folder of its own for this machine")
 
 
 def train_runs(runs: Iterable[Run], *, deadline: float = math.inf, show: bool = True) -> int:
-    """Train the runs that are not finished, in order, until all are or `deadline` (time.monotonic()) has come; returns
-    how many diverged. Several processes may share them: each takes the first run that no other has."""
-    diverged = 0
-    for run in dict.fromkeys(runs):
+    """Train the runs that are not finished, in order, until all are or `deadline` (time.monotonic()) has come, and
+    score all of them (see `scoring.score`); returns how many diverged.
+
+    Several processes may share them: each takes the first run that no other has. Raises as `records.train` and, where
+    there is something to train, `refuse_mixture` do.
+    """
+    runs, diverged = list(dict.fromkeys(runs)), 0
+    if not all(run.finished or run.diverged for run in runs):
+        refuse_mixture(runs, records.default_device())
+    for run in runs:
         if time.monotonic() >= deadline:
             break
         try:
             if records.train(run, deadline=deadline, show=show):
-                keep(run)
+                scoring.score(run)
+                if kept(run) and (run.folder / "weights.pt").exists() and not weights.path(run).exists():
+                    weights.export(run.folder)
         except TrainingDiverged as error:
             print(error, flush=True)
             diverged += 1
@@ -108,14 +124,16 @@ def train(profile: Profile | None, only: Sequence[str], jobs: int | None, time_l
 
 
 def _fetch(profile: Profile) -> None:
-    """Fetch the profile's image sets that are missing. Which cannot be had, and what serves instead, goes to stderr."""
+    """Fetch the profile's image sets that are missing. A test set that cannot be had is a note on stderr: its scores
+    can follow later. Raises FetchError for a training set."""
     for name in (*profile.train_sets, *profile.test_sets):
         try:
             if not datasets.is_installed(name):
                 datasets.fetch(name)
         except datasets.FetchError as error:
-            print(f"note: {error}\nRuns without their image sets use embedded photographs, and their records say so.",
-                  file=sys.stderr)
+            if name in profile.train_sets:
+                raise
+            print(f"note: {error}", file=sys.stderr)
 
 
 # --- status ---------------------------------------------------------------------------------------------------------
@@ -137,25 +155,23 @@ def _pace(profiles: Iterable[str]) -> float:
 
 
 def status(profile: Profile | None = None) -> pd.DataFrame:
-    """The plan, a row a line: stage, profile, notebook, part, N (blocks), seeds, runs, finished, diverged,
-    hours_left.
+    """The plan, row by row: line, profile, notebook, part, N (blocks), seeds, runs, finished, diverged, hours_left.
 
-    A run that several lines share counts in the first of them. Hours left are an estimate for one run at a time: what
-    is missing takes as long for its multiply-adds as finished runs did. `profile` None: the stages A to E.
+    A run that several rows share counts in the first of them. Hours left are an estimate for one run at a time: what
+    is missing takes as long for its multiply-adds as finished runs did. `profile` None: the lines a to g.
     """
-    rows, seen, lines = [], set(), _rows(profile, ())
-    pace = _pace(dict.fromkeys(row.profile for row in lines))
-    for row in lines:
-        runs = [run for run in with_available_data(run for seed in row.seeds for run in row.runs(seed))
-                if run not in seen]
+    table, seen, rows = [], set(), _rows(profile, ())
+    pace = _pace(dict.fromkeys(row.profile for row in rows))
+    for row in rows:
+        runs = [run for run in dict.fromkeys(run for seed in row.seeds for run in row.runs(seed)) if run not in seen]
         seen.update(runs)
         states = [records.state(run) for run in runs]
         diverged = sum(state == "diverged" for state, _ in states)
         left = sum(_work(run) * (1 - updates / run.updates) for run, (state, updates) in zip(runs, states, strict=True)
                    if state != "diverged")
-        rows.append((row.stage, row.profile, row.notebook, row.part,
+        table.append((row.line, row.profile, row.notebook, row.part,
                      "-".join(map(str, sorted({run.arch.blocks for run in row.cells().values() if not run.peer}))),
                      " ".join(map(str, row.seeds)), len(runs), sum(run.finished for run in runs), diverged,
                      left * pace / 3600 if left else 0.0))
-    return pd.DataFrame(rows, columns=["stage", "profile", "notebook", "part", "N", "seeds", "runs", "finished",
+    return pd.DataFrame(table, columns=["line", "profile", "notebook", "part", "N", "seeds", "runs", "finished",
                                        "diverged", "hours_left"])

@@ -29,6 +29,11 @@ def index(where: Path | None = None) -> dict[str, dict]:
     return read_json(path) if path.exists() else {}
 
 
+def path(run: Run) -> Path:
+    """Where a run's weights are kept."""
+    return folder() / f"{run.id}.safetensors"
+
+
 def export(run_folder: str | Path) -> Path:
     """Write the weights of the finished run in `run_folder` to `folder()` and enter them in its index; the file.
 
