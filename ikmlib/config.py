@@ -76,7 +76,8 @@ class Profile:
 BENCHMARKS = ("Set5", "Set14", "BSD100", "Urban100", "Manga109")
 CLASSIC = ("T91", "BSDS500")   # the training images of the years before DIV2K
 
-# From the smallest budget to the largest. The rate, schedule and batch of `cpu` and `cpu-long` are what `recipe` chose.
+# From the smallest budget to the largest. How the rate and the batch of `cpu` and `cpu-long` were chosen, on validation
+# images, stands in notebook 00.
 
 PROFILES = {
     p.name: p
@@ -84,12 +85,6 @@ PROFILES = {
         Profile("smoke", "does everything run? Embedded photographs, minutes on two CPU cores; not evidence",
                 updates=10, batch=4, patch=16, train_sets=("embedded-train",), test_sets=("embedded-test",),
                 seeds=(0,), test_crop=128, validations=2, evidence=False, blocks=1),
-        Profile("cpu-first", "the first evidence, by the paper's rate in a hundredth of its updates; carries no "
-                "verdict any more", updates=2000, batch=8, patch=24, train_sets=CLASSIC, test_sets=BENCHMARKS[:3],
-                evidence=False),
-        Profile("recipe", "chooses rate and batch of the CPU profiles on validation images; no test image is seen",
-                updates=4000, batch=4, patch=24, train_sets=CLASSIC, test_sets=(), seeds=(100, 101), evidence=False,
-                rate=1e-3, schedule="cosine", blocks=1),
         Profile("cpu", "one network in minutes on one CPU core", updates=4000, batch=4, patch=24, train_sets=CLASSIC,
                 test_sets=BENCHMARKS[:3], rate=1e-3, schedule="cosine", blocks=1),
         Profile("cpu-long", "four times the updates of `cpu`", updates=16_000, batch=4, patch=24, train_sets=CLASSIC,

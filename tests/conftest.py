@@ -85,15 +85,17 @@ class Kept(notebook.Page):
 
 @pytest.fixture
 def executed(monkeypatch):
-    """executed("04", "cpu"): the `Kept` page of a notebook whose code ran in this process, on the records there are."""
-    def run(number: str, profile: str) -> Kept:
+    """executed("04", "cpu"): the `Kept` page of a notebook whose code ran in this process, on the records there are;
+    every cell so many `times` in a row, as a reader may run it."""
+    def run(number: str, profile: str, times: int = 1) -> Kept:
         path, = (config.ROOT / "notebooks").glob(f"{number}_*.ipynb")
         page = Kept(path.stem, config.PROFILES[profile])
         monkeypatch.setattr(notebook, "open_page", lambda *words, **options: page)
         first, *rest = code(path)
         space = {"In": [first], "__name__": "__main__"}
         for cell in (first, f"profile, train = {profile!r}, False", *rest):
-            exec(cell, space)
+            for _ in range(times):
+                exec(cell, space)
         plt.close("all")
         return page
 

@@ -200,7 +200,7 @@ class Block:
         if name.split(".")[0] in {BLOCKED!r}:
             raise ImportError("blocked " + name)
 sys.meta_path.insert(0, Block())
-from ikmlib.study import claims, comparisons, recipe, report, runner
+from ikmlib.study import claims, comparisons, report, runner
 from ikmlib.__main__ import main
 sys.exit(main(["status", "--profile", "smoke"]))
 """

@@ -36,6 +36,24 @@ def test_short_cells_without_outputs(path):
         assert len("".join(cell["source"]).splitlines()) <= 40
 
 
+def grown(node, own):
+    """Names of lists that a piece of code adds to, but for `own`."""
+    calls = [n.func for n in ast.walk(node) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
+    lists = {f.value.id for f in calls if f.attr in ("append", "extend") and isinstance(f.value, ast.Name)}
+    return lists - own - {"np"}
+
+
+@by_name
+def test_a_cell_run_twice_adds_nothing_twice(path):
+    """No cell adds to a list that another cell made, and no function to one that is not its own."""
+    for cell in cells(path, "code"):
+        tree = ast.parse("".join(cell["source"]))
+        for node in tree.body:
+            scope = node if isinstance(node, ast.FunctionDef) else tree
+            own = {n.id for n in ast.walk(scope) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+            assert not grown(node, own), f"{path.stem}: {grown(node, own)}"
+
+
 @by_name
 def test_kernel_metadata_are_those_that_jupyterlab_writes(path):
     """But for the Python's version, which the filter of .gitattributes takes out again."""

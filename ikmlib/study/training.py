@@ -14,7 +14,7 @@ import torch
 
 from ikmlib import config, datasets, files
 from ikmlib.config import PROFILES, Profile, cores
-from ikmlib.study import experiments, recipe, records, scoring, weights
+from ikmlib.study import experiments, records, scoring, weights
 from ikmlib.study.processes import programs
 from ikmlib.study.records import Run
 from ikmlib.trainers import TrainingDiverged
@@ -37,8 +37,6 @@ def _rows(profile: Profile | None, only: Iterable[str]) -> list[experiments.Row]
 def queue(profile: Profile | None, only: Iterable[str] = ()) -> list[Run]:
     """Runs of the plan in its order, each once: line by line, part by part, seed by seed. `profile` None: of the lines
     a to g; `only`: see `_rows`."""
-    if profile == PROFILES["recipe"]:
-        return [run for step in recipe.steps() for run in recipe.runs(*step) if not run.diverged]
     groups: dict[tuple[str, str], list[experiments.Row]] = {}
     for row in _rows(profile, only):
         groups.setdefault((row.line, row.part), []).append(row)
