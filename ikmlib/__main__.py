@@ -37,6 +37,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(train, profile, only, training)
     sub.add_argument("--time-limit", type=float, metavar="SECONDS", default=float("inf"),
                      help="stop, with everything saved, after this long")
+    sub.add_argument("--ray", nargs="?", const="", metavar="ADDRESS",
+                     help="as tasks of a Ray cluster that shares IKM_RESULTS; without an address, on this machine")
     command(status, profile)
     sub = command(data)
     sub.add_argument("action", choices=("fetch", "verify"))
@@ -103,7 +105,14 @@ def run(args: argparse.Namespace) -> int | None:
 def train(args: argparse.Namespace) -> int:
     """train the plan's unfinished runs in its order; stop and continue at any time"""
     from ikmlib.study import training
-    return training.train(_planned(args.profile), args.only, args.jobs, args.time_limit, not args.no_download)
+    profile = _planned(args.profile)
+    if args.ray is None:
+        return training.train(profile, args.only, args.jobs, args.time_limit, not args.no_download)
+    try:
+        from ikmlib.study import cluster
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--ray needs Ray ({error}): pip install -e '.[ray]'") from error
+    return int(cluster.train(training.queue(profile, args.only), args.ray, args.jobs, args.time_limit) > 0)
 
 
 def status(args: argparse.Namespace) -> None:

@@ -19,9 +19,9 @@ by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
 def text(path):
-    """A notebook as it is committed, or is going to be: reading it in JupyterLab, which saves outputs, breaks no test."""
-    staged = subprocess.run(["git", "show", f":notebooks/{path.name}"], cwd=config.ROOT, capture_output=True, text=True,
-                            check=False)
+    """A notebook as git has it: reading it in JupyterLab, which saves outputs into the file, breaks no test."""
+    words = ["git", "show", f":notebooks/{path.name}"]
+    staged = subprocess.run(words, cwd=config.ROOT, capture_output=True, text=True, check=False)
     return path.read_text() if staged.returncode else staged.stdout
 
 

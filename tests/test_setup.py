@@ -265,8 +265,8 @@ def test_what_jupyterlab_saves_into_a_notebook_is_no_change_of_it(tmp_path):
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "-q", ROOT, clone], check=True)
     line = next(line for line in (ROOT / "run_all.sh").read_text().split("\n[") if "filter.nbstripout.clean" in line)
-    subprocess.run(["bash", "-ec", "[" + line], env={"root": clone, "python": sys.executable, "PATH": os.environ["PATH"]},
-                   check=True)
+    environment = {"root": clone, "python": sys.executable, "PATH": os.environ["PATH"]}
+    subprocess.run(["bash", "-ec", "[" + line], env=environment, check=True)
     path = clone / "notebooks" / "04_table3_attention.ipynb"
     notebook = json.loads(path.read_text())
     cell = next(cell for cell in notebook["cells"] if cell["cell_type"] == "code")
