@@ -280,7 +280,7 @@ PLAN = (
     Row("f", "cpu-long", "table3", (5, 6, 7), {"block": ("RB", "DB", "RDB"), **_COLUMNS}),
     Row("g", "cpu-long", "table1", ONE, {"scale": (2,)}),
     Row("g", "cpu-long", "table2", ONE, {"network": ("U-HDN+IKM",)}),   # the same run
-    *(Row("smoke", "smoke", part, ONE) for part in PARTS),
+    *(Row("smoke", "smoke", part, ONE, {"block": _UHDB} if part in ("quarter", "rates") else {}) for part in PARTS),
     *(Row(name, name, part, THREE) for name in ("small", "paper") for part in PARTS),
 )
 

@@ -214,7 +214,9 @@ def device_name(device: torch.device) -> str:
 def here(device: torch.device) -> dict[str, str]:
     """On what this process trains: commit, machine, the CPU's instruction set, versions, precision. Taken once, when it
     first trains: what is committed or installed later is not what it runs."""
-    tf32 = (device.type == "cuda" and torch.backends.cudnn.allow_tf32
+    backends = torch.backends   # of the three settings the narrowest that says something counts
+    settings = (backends.cudnn.conv.fp32_precision, backends.cudnn.fp32_precision, backends.fp32_precision)
+    tf32 = (device.type == "cuda" and next((s for s in settings if s != "none"), "ieee") == "tf32"
             and torch.cuda.get_device_capability(device) >= (8, 0))
     return {"git_commit": git_commit(), "device": device_name(device),
             "cpu_capability": torch.backends.cpu.get_cpu_capability(), "python": platform.python_version(),
