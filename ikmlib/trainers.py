@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -36,13 +37,67 @@ class TrainingDiverged(RuntimeError):
 # --- evaluation -----------------------------------------------------------------------------------------------------
 
 
-def super_resolve(model: nn.Module, lr_uint8: np.ndarray) -> np.ndarray:
-    """One image through the network: uint8 (h, w, 3) -> uint8 (s h, s w, 3), clipped and rounded."""
-    parameter = next(model.parameters())
-    x = torch.from_numpy(np.ascontiguousarray(lr_uint8)).to(parameter.device).permute(2, 0, 1)[None].float() / 255
-    with torch.inference_mode():
-        y = model(x.contiguous(memory_format=torch.channels_last))[0]
-    return (y.permute(1, 2, 0).clamp(0, 1) * 255).round().byte().cpu().numpy()
+class NotFinite(ValueError):
+    """A network returned NaN or infinity."""
+
+
+def super_resolve(model: nn.Module, lr_uint8: np.ndarray, scale: int | None = None) -> np.ndarray:
+    """One image through the network: uint8 (h, w, 3) -> uint8 (s h, s w, 3), clipped and rounded.
+
+    The network gets RGB (1, 3, h, w) in 0..1, in the precision of its parameters, and runs in evaluation mode. Raises
+    ValueError for another image, and for a network that does not return (1, 3, s h, s w), s being `scale` or, by
+    default, any whole number; NotFinite if it returns NaN or infinity.
+    """
+    if lr_uint8.dtype != np.uint8 or lr_uint8.ndim != 3 or lr_uint8.shape[2] != 3:
+        raise ValueError(f"a network takes an image uint8 (h, w, 3), not {lr_uint8.dtype} {lr_uint8.shape}")
+    x = torch.from_numpy(np.ascontiguousarray(lr_uint8)).permute(2, 0, 1)[None]
+    y, (height, width) = _forward(model, x, white=1), x.shape[2:]
+    s = scale or (max(y.shape[2] // height, 1) if y.ndim == 4 else 1)
+    expected = (1, 3, s * height, s * width)
+    if y.shape != expected:
+        raise ValueError(f"the network returned {tuple(y.shape)} for {tuple(x.shape)}, not {expected}: x{s} of RGB")
+    if not y.isfinite().all():
+        raise NotFinite("the network returned numbers that are not finite")
+    return (y[0].permute(1, 2, 0).clamp(0, 1) * 255).round().byte().cpu().numpy()
+
+
+def _forward(model: nn.Module, x_uint8: Tensor, white: int) -> Tensor:
+    """The float32 output of a network in evaluation mode, its mode left as it was, for an image uint8 (1, 3, h, w) that
+    it is given in 0..`white`, in the precision of its parameters."""
+    like = next((p for p in chain(model.parameters(), model.buffers()) if p.is_floating_point()), torch.empty(0))
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            x = x_uint8.to(like.device).float() / (255 // white)
+            y = model(x.to(like.dtype).contiguous(memory_format=torch.channels_last))
+    finally:
+        for module, training in modes:
+            module.training = training
+    if not isinstance(y, Tensor):
+        raise ValueError(f"the network returned a {type(y).__name__}, not one tensor")
+    return y.float()
+
+
+def check_network(model: nn.Module, scale: int) -> None:
+    """Raise ValueError for a network that `super_resolve` refuses at this scale, or that takes and returns colours of
+    0..255 in place of 0..1, as EDSR's published ones do.
+
+    The latter is seen from a picture of 48 x 48 pixels that grows lighter from one corner to the other: the network's
+    result is far from it in 0..1, but right in 0..255.
+    """
+    ramp = np.arange(0, 120, 2.5)
+    probe = np.repeat((ramp[:, None, None] + ramp[:, None]).astype(np.uint8), 3, axis=2)
+    x = torch.from_numpy(probe).permute(2, 0, 1)[None]
+    try:
+        made = super_resolve(model, probe, scale)
+    except RuntimeError as error:   # of torch
+        raise ValueError(f"the network does not take RGB {tuple(x.shape)}: {error}") from error
+    results = torch.from_numpy(made).permute(2, 0, 1)[None], _forward(model, x, white=255)
+    usual, other = ((nn.functional.avg_pool2d(y.float().cpu(), scale) - x).abs().mean() for y in results)
+    if usual > 2.5 and other < usual / 4:   # levels of 255
+        raise ValueError("the network seems to take and return colours of 0..255, but should of 0..1: "
+                         "wrap it in one that returns network(255 * x) / 255")
 
 
 Pair = tuple[str, np.ndarray, np.ndarray]   # name, LR, HR
@@ -52,36 +107,41 @@ def pairs(hr_images: Mapping[str, np.ndarray] | Sequence[np.ndarray], scale: int
     """(name, LR, HR) of each image, uint8 RGB: HR cropped to a multiple of `scale`, and its MATLAB-downsampled LR.
 
     `hr_images`: name -> uint8 (H, W, 3) or (H, W, 1), or a sequence of them (named "0", "1", ...). A grey image is
-    treated as RGB.
+    treated as RGB. Raises ValueError, with the image's name, for anything else.
     """
     if not isinstance(hr_images, Mapping):
         hr_images = {str(i): image for i, image in enumerate(hr_images)}
     for name, image in hr_images.items():
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
+            raise ValueError(f"image {name} is {image.dtype} {image.shape}; allowed: uint8 (H, W, 3) and (H, W, 1)")
         hr = crop_to_multiple(to_rgb(image), scale)
         yield name, imresize(hr, 1 / scale), hr
 
 
 def restored(model: nn.Module, images: Iterable[Pair]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """(name, SR, HR) of each of the `pairs`, uint8 RGB. The model's mode is left as it was."""
-    was_training = model.training
-    model.eval()
-    try:
-        for name, lr, hr in images:
-            yield name, super_resolve(model, lr), hr
-    finally:
-        model.train(was_training)
+    """(name, SR, HR) of each of the `pairs`, uint8 RGB. Raises as `super_resolve` does."""
+    for name, lr, hr in images:
+        yield name, super_resolve(model, lr, len(hr) // len(lr)), hr
 
 
 def evaluate(model: nn.Module, hr_images: Mapping[str, np.ndarray] | Sequence[np.ndarray], scale: int) -> pd.DataFrame:
-    """Scores of a network on HR images (see `pairs`), `scale` pixels shaved: rows of image, psnr_y (dB), ssim_y."""
+    """Scores of a network on HR images, `scale` pixels shaved: rows of image, psnr_y (dB), ssim_y.
+
+    Raises ValueError as `pairs` and `check_network` do.
+    """
+    check_network(model, scale)
     rows = [(name, psnr_y(sr, hr, shave=scale), ssim_y(sr, hr, shave=scale))
             for name, sr, hr in restored(model, pairs(hr_images, scale))]
     return pd.DataFrame(rows, columns=["image", "psnr_y", "ssim_y"])
 
 
 def mean_psnr(model: nn.Module, images: Iterable[Pair], scale: int) -> float:
-    """Mean PSNR on Y of a network over `pairs`, dB, `scale` pixels shaved."""
-    return float(np.mean([psnr_y(sr, hr, shave=scale) for _, sr, hr in restored(model, images)]))
+    """Mean PSNR on Y of a network over `pairs`, dB, `scale` pixels shaved. Raises TrainingDiverged if the network
+    returns NaN or infinity."""
+    try:
+        return float(np.mean([psnr_y(sr, hr, shave=scale) for _, sr, hr in restored(model, images)]))
+    except NotFinite as error:
+        raise TrainingDiverged(str(error)) from error
 
 
 # --- training -------------------------------------------------------------------------------------------------------

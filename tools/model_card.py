@@ -16,8 +16,8 @@ from ikmlib.trainers import pairs
 ABOUT = """# Model card
 
 Networks of the study of image-specific kernel modulation (arXiv 2111.08362), for research on super-resolution. Each
-enlarges RGB photographs by a whole factor: `python -m ikmlib upscale IN -o OUT --weights FILE`. `index.json` has the
-sha256 and the whole record of each file. Scores are PSNR in dB and SSIM on Y, border pixels left out.
+enlarges RGB photographs by a whole factor: `python -m ikmlib upscale IN -o OUT --weights FILE`. A file's header holds
+the whole record of its run, the scores, and a sha256. Scores are PSNR in dB and SSIM on Y, border pixels left out.
 
 - They were trained to undo one thing: MATLAB's bicubic down-sampling. Noise, JPEG blocks and the blur of a lens are
   outside their training: expect them to stay, or to be sharpened.
@@ -30,7 +30,7 @@ sha256 and the whole record of each file. Scores are PSNR in dB and SSIM on Y, b
 def gains(entry: dict) -> pd.DataFrame:
     """The run's test images, smallest gain first: set, image, psnr_y, ssim_y, psnr_y_bicubic (dB), gain_db.
 
-    `entry`: of `weights.index()`. Raises FileNotFoundError if the run's scores or their images are not there.
+    `entry`: of `weights.load`. Raises FileNotFoundError if the run's scores or their images are not there.
     """
     path = config.results_root() / entry["profile"] / "runs" / entry["id"] / "scores.csv"
     scores, scale = read_csv(path), entry["spec"]["scale"]
@@ -69,11 +69,13 @@ def _section(file: str, entry: dict) -> list[str]:
 
 def write() -> Path:
     """Write `MODEL_CARD.md` beside the weights, for all of them; the file."""
-    listed, path = weights.index(), weights.folder() / "MODEL_CARD.md"
+    path = weights.folder() / "MODEL_CARD.md"
+    records_of = {file.name: weights.load(file)[1] for file in weights.folder().glob("*.safetensors")}
+    listed = dict(sorted(records_of.items(), key=lambda item: (item[1]["spec"]["scale"], item[0])))
     used = dict.fromkeys(name for entry in listed.values() for name in (*entry["spec"]["data"], *entry["scores"]))
     sets = pd.DataFrame([(s.name, s.role, s.count, s.licence) for s in map(datasets.SETS.get, used)],
                         columns=["image set", "role", "images", "licence"])
-    parts = [part for file in weights.table(weights.folder()).file for part in _section(file, listed[file])]
+    parts = [part for file, entry in listed.items() for part in _section(file, entry)]
     write_text(path, "\n\n".join([ABOUT, markdown_table(sets), *parts]) + "\n")
     return path
 
