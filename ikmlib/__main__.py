@@ -123,12 +123,15 @@ def data(args: argparse.Namespace) -> int:
     for name in args.sets or (*config.CLASSIC, *(name for name in config.BENCHMARKS if name != "Manga109")):
         if args.action == "fetch":
             print(f"{name}: {datasets.fetch(name)}")
-        else:
+            continue
+        try:
             states = datasets.verify(name)
             wrong = datasets.in_words(states)
-            bad = bad or bool(wrong)
-            readable = "corrupt" not in set(states.state)
-            print(f"{name}: {wrong or f'{len(states)} ok'}", *["pixels", datasets.pixels_sha256(name)] * readable)
+            pixels = "" if "corrupt" in set(states.state) else f"; pixels have sha256 {datasets.pixels_sha256(name)}"
+            print(f"{name}: {wrong or f'{len(states)} images are ok'}{pixels}")
+        except FileNotFoundError as error:
+            print(wrong := str(error))
+        bad = bad or bool(wrong)
     return int(bad)
 
 

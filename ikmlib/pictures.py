@@ -62,6 +62,7 @@ def _plain(image: Image.Image) -> Image.Image:
     """A picture upright and of mode L or RGB, with its ICC profile if that is one for the mode."""
     profile = image.info.get("icc_profile") or b""
     mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
+    image.info.pop("transparency", None)   # nothing is transparent: see `_refusal`
     image = ImageOps.exif_transpose(image).convert(mode)
     image.info = {"icc_profile": profile} if profile[16:20] == (b"GRAY" if mode == "L" else b"RGB ") else {}
     return image
