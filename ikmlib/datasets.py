@@ -25,6 +25,7 @@ from tqdm import tqdm
 from ikmlib import config, files
 from ikmlib.pictures import SUFFIXES, read_image
 
+RAW = "https://raw.githubusercontent.com"
 REGISTRY = Path(__file__).with_name("registry.csv")   # pixels_sha256: of shape and pixels, where they were at hand
 
 
@@ -145,24 +146,11 @@ def load(name: str) -> dict[str, np.ndarray]:
 # --- what the images are --------------------------------------------------------------------------------------------
 
 
-class Published(NamedTuple):
-    """A file of the registry: its path below the set's folder, digests of the file and of shape and pixels, address."""
-
-    path: str
-    sha256: str
-    pixels_sha256: str
-    url: str
-
-
-def _published(spec: ImageSet) -> dict[str, Published]:
-    """The files that the registry has of a set, by the name of the image."""
-    roots, found = tuple(f"{folder}/{part}" for folder in spec.folders[:1] for part in spec.parts), {}
-    for row in pd.read_csv(REGISTRY, keep_default_na=False).itertuples():
-        if row.path.startswith(roots):
-            path = row.path.removeprefix(f"{spec.folders[0]}/")
-            url = f"https://raw.githubusercontent.com/{row.repository}/{row.commit}/{row.repository_path}"
-            found[path.rpartition(".")[0]] = Published(path, row.sha256, row.pixels_sha256, url)
-    return found
+def _published(spec: ImageSet) -> dict[str, NamedTuple]:
+    """The rows that the registry has of a set, by the name of the image."""
+    table, folder = pd.read_csv(REGISTRY, keep_default_na=False), "".join(spec.folders[:1])
+    mine = table[table.path.str.startswith(tuple(f"{folder}/{part}" for part in spec.parts))]
+    return {row.path.removeprefix(f"{folder}/").rpartition(".")[0]: row for row in mine.itertuples()}
 
 
 @lru_cache(maxsize=2000)
@@ -195,7 +183,7 @@ def verify(name: str) -> pd.DataFrame:
     return pd.DataFrame([(image, _state(path, image, published)) for image, path in found], columns=["image", "state"])
 
 
-def _state(path: Path, image: str, published: dict[str, Published]) -> str:
+def _state(path: Path, image: str, published: dict[str, NamedTuple]) -> str:
     known = published.get(image)
     if known and files.sha256(path) == known.sha256:
         return "ok"
@@ -226,20 +214,22 @@ def fetch(name: str) -> Path:
     Files that are there and right are kept, others replaced. Raises FetchError.
     """
     spec = image_set(name)
-    installed, root, published = is_installed(name), _find(spec)[0], _published(spec)
+    (root, found), published = _find(spec), _published(spec)
     folder = config.cache_root().joinpath(*spec.folders[:1])
-    if installed and (root != folder or not published):
+    if len(found) == spec.count and (root != folder or not published):
         return root
     if not (published or spec.archive[0]):
         raise FetchError(_advice(spec))
     try:
-        folder = folder.expanduser()   # RuntimeError where the system knows no home folder
+        cache = config.cache_root().expanduser()   # RuntimeError where the system knows no home folder
         if spec.archive[0]:
-            packed = _download(*spec.archive, folder.with_suffix(".zip"), progress=True)
-            shutil.unpack_archive(packed, folder.parent)
+            packed = _download(*spec.archive, cache / f"{spec.folders[0]}.zip", progress=True)
+            shutil.unpack_archive(packed, packed.parent)
             packed.unlink()
         with ThreadPoolExecutor(4) as pool:
-            done = pool.map(lambda file: _download(file.url, file.sha256, folder / file.path), published.values())
+            done = pool.map(lambda row: _download(
+                f"{RAW}/{row.repository}/{row.commit}/{row.repository_path}", row.sha256, cache / row.path),
+                published.values())
             list(tqdm(done, name, len(published), delay=2))
     except (OSError, RuntimeError) as error:
         raise FetchError(f"{name} could not be fetched into {folder} ({error}). {_advice(spec)}") from error

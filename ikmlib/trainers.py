@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -41,63 +41,55 @@ class NotFinite(ValueError):
     """A network returned NaN or infinity."""
 
 
-def super_resolve(model: nn.Module, lr_uint8: np.ndarray, scale: int | None = None) -> np.ndarray:
+def super_resolve(model: nn.Module, lr_uint8: np.ndarray, scale: int | None = None, white: int = 1) -> np.ndarray:
     """One image through the network: uint8 (h, w, 3) -> uint8 (s h, s w, 3), clipped and rounded.
 
-    The network gets RGB (1, 3, h, w) in 0..1, in the precision of its parameters, and runs in evaluation mode. Raises
-    ValueError for another image, and for a network that does not return (1, 3, s h, s w), s being `scale` or, by
+    The network gets RGB (1, 3, h, w) in 0..`white`, in the precision of its parameters, and runs in evaluation mode.
+    Raises ValueError for another image, and for a network that does not return (1, 3, s h, s w), s being `scale` or, by
     default, any whole number; NotFinite if it returns NaN or infinity.
     """
     if lr_uint8.dtype != np.uint8 or lr_uint8.ndim != 3 or lr_uint8.shape[2] != 3:
         raise ValueError(f"a network takes an image uint8 (h, w, 3), not {lr_uint8.dtype} {lr_uint8.shape}")
-    x = torch.from_numpy(np.ascontiguousarray(lr_uint8)).permute(2, 0, 1)[None]
-    y, (height, width) = _forward(model, x, white=1), x.shape[2:]
-    s = scale or (max(y.shape[2] // height, 1) if y.ndim == 4 else 1)
-    expected = (1, 3, s * height, s * width)
-    if y.shape != expected:
-        raise ValueError(f"the network returned {tuple(y.shape)} for {tuple(x.shape)}, not {expected}: x{s} of RGB")
-    if not y.isfinite().all():
-        raise NotFinite("the network returned numbers that are not finite")
-    return (y[0].permute(1, 2, 0).clamp(0, 1) * 255).round().byte().cpu().numpy()
-
-
-def _forward(model: nn.Module, x_uint8: Tensor, white: int) -> Tensor:
-    """The float32 output of a network in evaluation mode, its mode left as it was, for an image uint8 (1, 3, h, w) that
-    it is given in 0..`white`, in the precision of its parameters."""
     like = next((p for p in chain(model.parameters(), model.buffers()) if p.is_floating_point()), torch.empty(0))
+    x = torch.from_numpy(np.ascontiguousarray(lr_uint8)).to(like.device).permute(2, 0, 1)[None].float() / (255 // white)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.inference_mode():
-            x = x_uint8.to(like.device).float() / (255 // white)
             y = model(x.to(like.dtype).contiguous(memory_format=torch.channels_last))
     finally:
         for module, training in modes:
             module.training = training
     if not isinstance(y, Tensor):
         raise ValueError(f"the network returned a {type(y).__name__}, not one tensor")
-    return y.float()
+    s = scale or (max(y.shape[2] // x.shape[2], 1) if y.ndim == 4 else 1)
+    expected = (1, 3, s * x.shape[2], s * x.shape[3])
+    if y.shape != expected:
+        raise ValueError(f"the network returned {tuple(y.shape)} for {tuple(x.shape)}, not {expected}: x{s} of RGB")
+    if not y.isfinite().all():
+        raise NotFinite("the network returned numbers that are not finite")
+    return ((y[0].float() / white).permute(1, 2, 0).clamp(0, 1) * 255).round().byte().cpu().numpy()
 
 
 def check_network(model: nn.Module, scale: int) -> None:
     """Raise ValueError for a network that `super_resolve` refuses at this scale, or that takes and returns colours of
-    0..255 in place of 0..1, as EDSR's published ones do.
-
-    The latter is seen from a picture of 48 x 48 pixels that grows lighter from one corner to the other: the network's
-    result is far from it in 0..1, but right in 0..255.
-    """
+    0..255 in place of 0..1, as EDSR's published ones do: its result for a probe of 48 x 48 pixels, which grow lighter
+    from one corner to the other, is far from the probe in 0..1, but right in 0..255."""
     ramp = np.arange(0, 120, 2.5)
-    probe = np.repeat((ramp[:, None, None] + ramp[:, None]).astype(np.uint8), 3, axis=2)
-    x = torch.from_numpy(probe).permute(2, 0, 1)[None]
+    probe = np.repeat(np.add.outer(ramp, ramp).astype(np.uint8)[..., None], 3, axis=2)
+
+    def levels_off(white: int) -> float:
+        result = super_resolve(model, probe, scale, white).reshape(48, scale, 48, scale, 3).mean((1, 3))
+        return abs(result - probe).mean()
+
     try:
-        made = super_resolve(model, probe, scale)
+        off = levels_off(1)
     except RuntimeError as error:   # of torch
-        raise ValueError(f"the network does not take RGB {tuple(x.shape)}: {error}") from error
-    results = torch.from_numpy(made).permute(2, 0, 1)[None], _forward(model, x, white=255)
-    usual, other = ((nn.functional.avg_pool2d(y.float().cpu(), scale) - x).abs().mean() for y in results)
-    if usual > 2.5 and other < usual / 4:   # levels of 255
-        raise ValueError("the network seems to take and return colours of 0..255, but should of 0..1: "
-                         "wrap it in one that returns network(255 * x) / 255")
+        raise ValueError(f"the network does not take RGB (1, 3, 48, 48): {error}") from error
+    with suppress(NotFinite):
+        if off > 2.5 and levels_off(255) < off / 4:
+            raise ValueError("the network seems to take and return colours of 0..255, but should of 0..1: "
+                             "wrap it in one that returns network(255 * x) / 255")
 
 
 Pair = tuple[str, np.ndarray, np.ndarray]   # name, LR, HR

@@ -52,7 +52,7 @@ def put(folder: Path, contents: dict[str, bytes]) -> None:
 def put_set(root: Path, name: str, layout: str) -> None:
     """Empty files with the published names of a set."""
     for file in datasets._published(SETS[name]).values():
-        path = root / layout / file.path
+        path = root / layout / file.path.removeprefix(f"{SETS[name].folders[0]}/")
         put(path.parent, {path.name: b""})
 
 
@@ -97,14 +97,15 @@ def test_the_sets_have_the_published_files_and_training_sees_no_test_file():
         files = datasets._published(spec)
         assert len(files) == (spec.count if spec.folders and spec.name not in ("Manga109", "DIV2K") else 0), spec.name
         for file in files.values():
-            assert len(file.sha256) == 64 and file.url.startswith("https://raw.githubusercontent.com/")
+            assert len(file.sha256) == 64
             assert len(file.pixels_sha256) == (0 if spec.name == "Urban100" else 64)
             digests[spec.role].add(file.sha256)
     assert len(digests["train"]) == 490 and len(digests["test"]) == 219     # T91's t36 and t65 are one image
     assert not digests["train"] & digests["test"]
     assert SETS["DIV2K"].parts[-1] == "0800.png"    # 0801 to 0900 are DIV2K's validation images
-    assert datasets._published(SETS["BSD100"])["101085"].url.endswith(
-        "BIDS/BSDS500/a04b7c6c3a9f0ace74bf205c72a43d32e1c72722/BSDS500/data/images/val/101085.jpg")
+    row = datasets._published(SETS["BSD100"])["101085"]
+    assert (row.repository, row.commit, row.repository_path) == (
+        "BIDS/BSDS500", "a04b7c6c3a9f0ace74bf205c72a43d32e1c72722", "BSDS500/data/images/val/101085.jpg")
 
 
 @pytest.mark.parametrize("layout", ["BSDS500", "BSDS500/data/images"])
@@ -281,9 +282,7 @@ def server(monkeypatch, tiny):
     """The tiny Set5 at the addresses that the registry has, on this machine."""
     one = Server()
     one.files = {f"/owner/name/c0ffee/images/{name}": data for name, data in tiny.items()}
-    known = {image: file._replace(url=file.url.replace("https://raw.githubusercontent.com", one.url))
-             for image, file in datasets._published(SETS["Set5"]).items()}
-    monkeypatch.setattr(datasets, "_published", lambda spec: known if spec.name == "Set5" else {})
+    monkeypatch.setattr(datasets, "RAW", one.url)
     yield one
     one.http.shutdown()
     one.http.server_close()
