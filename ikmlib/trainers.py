@@ -74,7 +74,8 @@ def super_resolve(model: nn.Module, lr_uint8: np.ndarray, scale: int | None = No
 def check_network(model: nn.Module, scale: int) -> None:
     """Raise ValueError for a network that `super_resolve` refuses at this scale, or that takes and returns colours of
     0..255 in place of 0..1, as EDSR's published ones do: its result for a probe of 48 x 48 pixels, which grow lighter
-    from one corner to the other, is far from the probe in 0..1, but right in 0..255."""
+    from one corner to the other, is far from the probe in 0..1, but right in 0..255. (So is that of some untrained
+    networks that add a residual with biases to an interpolated image.)"""
     ramp = np.arange(0, 120, 2.5)
     probe = np.repeat(np.add.outer(ramp, ramp).astype(np.uint8)[..., None], 3, axis=2)
 
@@ -87,9 +88,9 @@ def check_network(model: nn.Module, scale: int) -> None:
     except RuntimeError as error:   # of torch
         raise ValueError(f"the network does not take RGB (1, 3, 48, 48): {error}") from error
     with suppress(NotFinite):
-        if off > 2.5 and levels_off(255) < off / 4:
-            raise ValueError("the network seems to take and return colours of 0..255, but should of 0..1: "
-                             "wrap it in one that returns network(255 * x) / 255")
+        if off > 2.5 and levels_off(255) < 0.7:
+            raise ValueError(f"the network is {off:.0f} levels off, but right if colours are 0..255, where 0..1 is "
+                             "expected: train it, or wrap it in one that returns network(255 * x) / 255")
 
 
 Pair = tuple[str, np.ndarray, np.ndarray]   # name, LR, HR

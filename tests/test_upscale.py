@@ -24,7 +24,7 @@ from ikmlib import config, files, upscale
 from ikmlib.__main__ import main
 from ikmlib.models import Architecture, SRNetwork
 from ikmlib.study import records, weights
-from ikmlib.trainers import super_resolve
+from ikmlib.trainers import check_network, super_resolve
 from ikmlib.upscale import EDGE, enlarge, plan
 
 RGB = photographs.astronaut()[100:120, 200:230]      # (20, 30, 3)
@@ -132,10 +132,24 @@ def test_best_weights_are_the_largest_profile_s_on_most_images_then_the_highest_
         weights.best(4)
 
 
+class Of255(nn.Module):
+    """As EDSR's published networks: takes and returns 0..255."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return 255 * self.network(x / 255)
+
+
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_each_scale_has_shipped_weights_and_flat_pictures_stay_flat_up_to_their_edges(results, scale):
     network, record = weights.load(weights.best(scale))
     assert network.scale == scale and record["scores"]["Set5"]["images"] == 5
+    check_network(network, scale)
+    with pytest.raises(ValueError, match=r"but right if colours are 0\.\.255"):
+        check_network(Of255(network), scale)
     for colour in ("white", "blue", (90, 150, 230)):
         for size in ((1, 1), (1, 40), (40, 40)):
             found = pixels(enlarge(network, Image.new("RGB", size, colour), scale))
