@@ -46,14 +46,15 @@ def _parser() -> argparse.ArgumentParser:
     command(report, profile)
     command(verify)
     sub = command(weights)
-    sub.add_argument("action", choices=("export", "list"))
-    sub.add_argument("runs", nargs="*", type=Path, metavar="RUN_FOLDER", help="of export: results/<profile>/runs/<id>")
-    sub = command(upscale, epilog="Results that are up to date are kept: the same command continues after a stop.\n"
+    sub.add_argument("action", choices=("export",))
+    sub.add_argument("runs", nargs="+", type=Path, metavar="RUN_FOLDER", help="results/<profile>/runs/<id>")
+    sub.add_argument("--half", action="store_true", help="in half precision, which takes half the space")
+    sub = command(upscale, epilog="Files that exist are left as they are: the same command continues after a stop.\n"
                   "What is larger than 256 x 256 pixels is enlarged in tiles, each with its own attention.")
     sub.add_argument("inputs", nargs="+", type=Path, metavar="IN", help="pictures, and folders with pictures")
-    sub.add_argument("-o", "--out", type=Path, required=True, help="a folder or, for one picture, a PNG file")
+    sub.add_argument("-o", "--out", type=Path, required=True, help="a folder or, for one picture, a new PNG file")
     sub.add_argument("--scale", type=int, choices=(2, 3, 4), help="default: what --weights is for, or 2")
-    sub.add_argument("--weights", type=Path, metavar="FILE", help="default: the best of `weights list` for the scale")
+    sub.add_argument("--weights", type=Path, metavar="FILE", help="default: the best of results/weights for the scale")
     return parser
 
 
@@ -125,16 +126,21 @@ def status(args: argparse.Namespace) -> None:
 
 
 def data(args: argparse.Namespace) -> int:
-    """download image sets into the cache, or check every file of installed ones"""
+    """download image sets into the cache, or check every image of installed ones"""
     from ikmlib import datasets
     bad = False
     for name in args.sets or (*config.CLASSIC, *(name for name in config.BENCHMARKS if name != "Manga109")):
         if args.action == "fetch":
             print(f"{name}: {datasets.fetch(name)}")
-        else:
-            states = datasets.verify(name).state.value_counts()
-            bad = bad or set(states.index) != {"ok"}
-            print(f"{name}: " + ", ".join(f"{count} {state}" for state, count in states.items()))
+            continue
+        try:
+            states = datasets.verify(name)
+            wrong = datasets.in_words(states)
+            pixels = "" if "corrupt" in set(states.state) else f"; pixels have sha256 {datasets.pixels_sha256(name)}"
+            print(f"{name}: {wrong or f'{len(states)} images are ok'}{pixels}")
+        except FileNotFoundError as error:
+            print(wrong := str(error))
+        bad = bad or bool(wrong)
     return int(bad)
 
 
@@ -148,7 +154,7 @@ def verify(args: argparse.Namespace) -> int:
     """check the records of runs and notebooks and all weights, and name what is damaged or does not fit"""
     from ikmlib import files
     from ikmlib.study import claims, records, weights
-    wrong = files.refused(weights.load, [weights.folder() / name for name in weights.index()])
+    wrong = files.refused(weights.load, sorted(weights.folder().glob("*.safetensors")))
     wrong += files.refused(records.all_records, config.PROFILES.values())
     wrong += files.refused(claims.pages, config.PROFILES.values())
     print(*wrong or ["nothing is wrong"], sep="\n")
@@ -156,23 +162,19 @@ def verify(args: argparse.Namespace) -> int:
 
 
 def weights(args: argparse.Namespace) -> None:
-    """keep the weights of finished runs under results/weights, or list them"""
+    """keep the weights of finished runs under results/weights"""
     from ikmlib.study import weights
-    if (args.action == "export") != bool(args.runs):
-        raise ValueError("`weights export` takes run folders, `weights list` takes none")
     for folder in args.runs:
-        print(weights.export(folder))
-    if not args.runs:
-        print(weights.table().to_string(index=False))
+        print(weights.export(folder, args.half))
 
 
 def upscale(args: argparse.Namespace) -> int:
     """enlarge pictures of 8 bits a sample with a trained network; writes PNG files"""
-    from ikmlib.tools import upscale
-    written, kept, failed = upscale.upscale(args.inputs, args.out, args.scale, args.weights)
+    from ikmlib import upscale
+    written, there, failed = upscale.upscale(args.inputs, args.out, args.scale, args.weights)
     for why in failed:
         print(f"error: {why}", file=sys.stderr)
-    print(f"{len(written)} written to {args.out}, {len(kept)} were there, unchanged, {len(failed)} failed")
+    print(f"{len(written)} written to {args.out}, {len(there)} were there and stay, {len(failed)} failed")
     return int(bool(failed))
 
 

@@ -6,9 +6,10 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -36,13 +37,60 @@ class TrainingDiverged(RuntimeError):
 # --- evaluation -----------------------------------------------------------------------------------------------------
 
 
-def super_resolve(model: nn.Module, lr_uint8: np.ndarray) -> np.ndarray:
-    """One image through the network: uint8 (h, w, 3) -> uint8 (s h, s w, 3), clipped and rounded."""
-    parameter = next(model.parameters())
-    x = torch.from_numpy(np.ascontiguousarray(lr_uint8)).to(parameter.device).permute(2, 0, 1)[None].float() / 255
-    with torch.inference_mode():
-        y = model(x.contiguous(memory_format=torch.channels_last))[0]
-    return (y.permute(1, 2, 0).clamp(0, 1) * 255).round().byte().cpu().numpy()
+class NotFinite(ValueError):
+    """A network returned NaN or infinity."""
+
+
+def super_resolve(model: nn.Module, lr_uint8: np.ndarray, scale: int | None = None, white: int = 1) -> np.ndarray:
+    """One image through the network: uint8 (h, w, 3) -> uint8 (s h, s w, 3), clipped and rounded.
+
+    The network gets RGB (1, 3, h, w) in 0..`white`, in the precision of its parameters, and runs in evaluation mode.
+    Raises ValueError for another image, and for a network that does not return (1, 3, s h, s w), s being `scale` or, by
+    default, any whole number; NotFinite if it returns NaN or infinity.
+    """
+    if lr_uint8.dtype != np.uint8 or lr_uint8.ndim != 3 or lr_uint8.shape[2] != 3:
+        raise ValueError(f"a network takes an image uint8 (h, w, 3), not {lr_uint8.dtype} {lr_uint8.shape}")
+    like = next((p for p in chain(model.parameters(), model.buffers()) if p.is_floating_point()), torch.empty(0))
+    x = torch.from_numpy(np.ascontiguousarray(lr_uint8)).to(like.device).permute(2, 0, 1)[None].float() / (255 // white)
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            y = model(x.to(like.dtype).contiguous(memory_format=torch.channels_last))
+    finally:
+        for module, training in modes:
+            module.training = training
+    if not isinstance(y, Tensor):
+        raise ValueError(f"the network returned a {type(y).__name__}, not one tensor")
+    s = scale or (max(y.shape[2] // x.shape[2], 1) if y.ndim == 4 else 1)
+    expected = (1, 3, s * x.shape[2], s * x.shape[3])
+    if y.shape != expected:
+        raise ValueError(f"the network returned {tuple(y.shape)} for {tuple(x.shape)}, not {expected}: x{s} of RGB")
+    if not y.isfinite().all():
+        raise NotFinite("the network returned numbers that are not finite")
+    return ((y[0].float() / white).permute(1, 2, 0).clamp(0, 1) * 255).round().byte().cpu().numpy()
+
+
+def check_network(model: nn.Module, scale: int) -> None:
+    """Raise ValueError for a network that `super_resolve` refuses at this scale, or that takes and returns colours of
+    0..255 in place of 0..1, as EDSR's published ones do: its result for a probe of 48 x 48 pixels, which grow lighter
+    from one corner to the other, is far from the probe in 0..1, but right in 0..255. (So is that of some untrained
+    networks that add a residual with biases to an interpolated image.)"""
+    ramp = np.arange(0, 120, 2.5)
+    probe = np.repeat(np.add.outer(ramp, ramp).astype(np.uint8)[..., None], 3, axis=2)
+
+    def levels_off(white: int) -> float:
+        result = super_resolve(model, probe, scale, white).reshape(48, scale, 48, scale, 3).mean((1, 3))
+        return abs(result - probe).mean()
+
+    try:
+        off = levels_off(1)
+    except RuntimeError as error:   # of torch
+        raise ValueError(f"the network does not take RGB (1, 3, 48, 48): {error}") from error
+    with suppress(NotFinite):
+        if off > 2.5 and levels_off(255) < 0.7:
+            raise ValueError(f"the network is {off:.0f} levels off, but right if colours are 0..255, where 0..1 is "
+                             "expected: train it, or wrap it in one that returns network(255 * x) / 255")
 
 
 Pair = tuple[str, np.ndarray, np.ndarray]   # name, LR, HR
@@ -52,36 +100,41 @@ def pairs(hr_images: Mapping[str, np.ndarray] | Sequence[np.ndarray], scale: int
     """(name, LR, HR) of each image, uint8 RGB: HR cropped to a multiple of `scale`, and its MATLAB-downsampled LR.
 
     `hr_images`: name -> uint8 (H, W, 3) or (H, W, 1), or a sequence of them (named "0", "1", ...). A grey image is
-    treated as RGB.
+    treated as RGB. Raises ValueError, with the image's name, for anything else.
     """
     if not isinstance(hr_images, Mapping):
         hr_images = {str(i): image for i, image in enumerate(hr_images)}
     for name, image in hr_images.items():
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
+            raise ValueError(f"image {name} is {image.dtype} {image.shape}; allowed: uint8 (H, W, 3) and (H, W, 1)")
         hr = crop_to_multiple(to_rgb(image), scale)
         yield name, imresize(hr, 1 / scale), hr
 
 
 def restored(model: nn.Module, images: Iterable[Pair]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """(name, SR, HR) of each of the `pairs`, uint8 RGB. The model's mode is left as it was."""
-    was_training = model.training
-    model.eval()
-    try:
-        for name, lr, hr in images:
-            yield name, super_resolve(model, lr), hr
-    finally:
-        model.train(was_training)
+    """(name, SR, HR) of each of the `pairs`, uint8 RGB. Raises as `super_resolve` does."""
+    for name, lr, hr in images:
+        yield name, super_resolve(model, lr, len(hr) // len(lr)), hr
 
 
 def evaluate(model: nn.Module, hr_images: Mapping[str, np.ndarray] | Sequence[np.ndarray], scale: int) -> pd.DataFrame:
-    """Scores of a network on HR images (see `pairs`), `scale` pixels shaved: rows of image, psnr_y (dB), ssim_y."""
+    """Scores of a network on HR images, `scale` pixels shaved: rows of image, psnr_y (dB), ssim_y.
+
+    Raises ValueError as `pairs` and `check_network` do.
+    """
+    check_network(model, scale)
     rows = [(name, psnr_y(sr, hr, shave=scale), ssim_y(sr, hr, shave=scale))
             for name, sr, hr in restored(model, pairs(hr_images, scale))]
     return pd.DataFrame(rows, columns=["image", "psnr_y", "ssim_y"])
 
 
 def mean_psnr(model: nn.Module, images: Iterable[Pair], scale: int) -> float:
-    """Mean PSNR on Y of a network over `pairs`, dB, `scale` pixels shaved."""
-    return float(np.mean([psnr_y(sr, hr, shave=scale) for _, sr, hr in restored(model, images)]))
+    """Mean PSNR on Y of a network over `pairs`, dB, `scale` pixels shaved. Raises TrainingDiverged if the network
+    returns NaN or infinity."""
+    try:
+        return float(np.mean([psnr_y(sr, hr, shave=scale) for _, sr, hr in restored(model, images)]))
+    except NotFinite as error:
+        raise TrainingDiverged(str(error)) from error
 
 
 # --- training -------------------------------------------------------------------------------------------------------

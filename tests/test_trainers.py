@@ -26,8 +26,10 @@ from ikmlib.trainers import (
     learning_rate,
     mae,
     mae_y,
+    mean_psnr,
     pairs,
     restored,
+    super_resolve,
 )
 
 TINY = Architecture(blocks=1, depths=(1, 1), channels=8, growth=4)
@@ -243,6 +245,69 @@ def test_restored_clips_and_rounds():
     for _, sr, hr in restored(Loud(2), pairs(IMAGES, 2)):
         expected = np.clip(imresize(imresize(hr, 1 / 2), 2).astype(int) * 3 - 255, 0, 255)
         np.testing.assert_array_equal(sr, expected)
+
+
+class Plain(nn.Module):
+    """A network without parameters: `change` of the image enlarged by 2."""
+
+    def __init__(self, change=lambda y: y):
+        super().__init__()
+        self.change = change
+
+    def forward(self, x):
+        return self.change(nn.functional.interpolate(x, scale_factor=2, mode="bicubic"))
+
+
+def test_networks_of_0_to_255_are_refused_and_those_of_0_to_1_are_not():
+    def nearly(y):   # as trained networks are: a tenth of a level off, 28 levels in what is divided by 255
+        return y + 1e-3 * (0.43 - y.mean())
+
+    for change in (lambda y: y, nearly, lambda y: y / 2, lambda y: y + 0.2 * y.mean()):
+        evaluate(Plain(change), IMAGES, 2)
+    with pytest.raises(ValueError, match=r"is 28 levels off, but right if colours are 0\.\.255"):
+        evaluate(Plain(lambda y: 255 * nearly(y / 255)), IMAGES, 2)
+
+
+@pytest.mark.parametrize(("network", "why"), [
+    (Plain(lambda y: y * torch.nan), "not finite"), (Plain(lambda y: y / 0), "not finite"),
+    (Plain(lambda y: [y]), "returned a list, not one tensor"),
+    (Plain(lambda y: y[:, :1]), r"returned \(1, 1, 96, 96\) for \(1, 3, 48, 48\), not \(1, 3, 96, 96\)"),
+    (nn.Upsample(scale_factor=3), r"returned \(1, 3, 144, 144\) .*: x2 of RGB"), (nn.Flatten(), "x2 of RGB"),
+    (nn.Conv2d(1, 4, 3), r"does not take RGB \(1, 3, 48, 48\)")])
+def test_networks_of_another_kind_are_refused_by_name(network, why):
+    with pytest.raises(ValueError, match=why):
+        evaluate(network, IMAGES, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_networks_of_any_precision_work(dtype):
+    torch.manual_seed(0)
+    network, image = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.PixelShuffle(2)), next(iter(IMAGES.values()))
+    exact = super_resolve(network, image).astype(int)
+    assert abs(super_resolve(network.to(dtype), image) - exact).max() <= (0 if dtype == torch.float64 else 2)
+
+
+def test_every_module_keeps_its_mode_and_runs_in_evaluation():
+    network = nn.Sequential(nn.Dropout(0.9), nn.Upsample(scale_factor=2), nn.Dropout(0.9)).train()
+    network[2].eval()
+    image = next(iter(IMAGES.values()))
+    assert np.array_equal(super_resolve(network, image)[::2, ::2], image)   # nothing is dropped
+    assert [module.training for module in network.modules()] == [True, True, True, False]
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((8, 8), "uint8"), ((8, 8, 4), "uint8"), ((3, 8, 8), "uint8"),
+                                              ((8, 8, 3), "uint16"), ((8, 8, 3), "float64")])
+def test_images_of_another_kind_are_refused_by_name(shape, dtype):
+    image = np.zeros(shape, dtype)
+    with pytest.raises(ValueError, match=r"image a is .*; allowed: uint8 \(H, W, 3\) and \(H, W, 1\)"):
+        evaluate(Plain(), {"a": image}, 2)
+    with pytest.raises(ValueError, match=r"a network takes an image uint8 \(h, w, 3\), not"):
+        super_resolve(Plain(), image)
+
+
+def test_validation_of_a_network_that_returns_nan_is_a_divergence():
+    with pytest.raises(TrainingDiverged, match="not finite"):
+        mean_psnr(Plain(lambda y: y * torch.nan), pairs(IMAGES, 2), 2)
 
 
 def test_cosine_warms_up_and_falls_to_zero():

@@ -7,7 +7,7 @@ import pandas as pd
 
 from ikmlib import config, datasets
 from ikmlib.data import imresize
-from ikmlib.files import read_csv, write_text
+from ikmlib.files import write_text
 from ikmlib.metrics import psnr_y
 from ikmlib.study import records, weights
 from ikmlib.study.notebook import markdown_table
@@ -16,8 +16,8 @@ from ikmlib.trainers import pairs
 ABOUT = """# Model card
 
 Networks of the study of image-specific kernel modulation (arXiv 2111.08362), for research on super-resolution. Each
-enlarges RGB photographs by a whole factor: `python -m ikmlib upscale IN -o OUT --weights FILE`. `index.json` has the
-sha256 and the whole record of each file. Scores are PSNR in dB and SSIM on Y, border pixels left out.
+enlarges RGB photographs by a whole factor: `python -m ikmlib upscale IN -o OUT --weights FILE`. A file's header holds
+the whole record of its run, the scores, and a sha256. Scores are PSNR in dB and SSIM on Y, border pixels left out.
 
 - They were trained to undo one thing: MATLAB's bicubic down-sampling. Noise, JPEG blocks and the blur of a lens are
   outside their training: expect them to stay, or to be sharpened.
@@ -30,11 +30,10 @@ sha256 and the whole record of each file. Scores are PSNR in dB and SSIM on Y, b
 def gains(entry: dict) -> pd.DataFrame:
     """The run's test images, smallest gain first: set, image, psnr_y, ssim_y, psnr_y_bicubic (dB), gain_db.
 
-    `entry`: of `weights.index()`. Raises FileNotFoundError if the run's scores or their images are not there.
+    `entry`: of `weights.load`. Raises FileNotFoundError if the images are not there.
     """
-    path = config.results_root() / entry["profile"] / "runs" / entry["id"] / "scores.csv"
-    scores, scale = read_csv(path), entry["spec"]["scale"]
-    images = records.scored_images(config.get_profile(entry["profile"]))
+    run = records.Run.from_record(entry)
+    scores, scale, images = run.scores(), run.scale, records.scored_images(config.get_profile(run.profile))
     rows = [(name, image, psnr_y(imresize(lr, scale), hr, shave=scale))
             for name in images for image, lr, hr in pairs(images[name], scale)]
     bicubic = pd.DataFrame(rows, columns=["set", "image", "psnr_y_bicubic"])
@@ -57,23 +56,28 @@ def beside_published(entry: dict) -> str:
 
 def _section(file: str, entry: dict) -> list[str]:
     """What the card says of one network."""
-    spec, table = entry["spec"], gains(entry)
-    return [f"## {file}", f"x{spec['scale']}, {entry['params']:,} parameters. Trained on {', '.join(spec['data'])}: "
+    spec = entry["spec"]
+    scores = pd.DataFrame.from_dict(entry["scores"], orient="index").rename_axis("set").reset_index()
+    said = [f"## {file}", f"x{spec['scale']}, {entry['params']:,} parameters. Trained on {', '.join(spec['data'])}: "
             f"{spec['updates']:,} updates of {spec['batch']} patches of {spec['patch']} x {spec['patch']} LR pixels, "
             f"{entry['train_seconds'] / 3600:.2f} hours by the clock, pauses included, on {entry['device']}.",
-            beside_published(entry), "Means over the images of the test sets:",
-            markdown_table(table.groupby("set").mean(numeric_only=True).reset_index()),
-            f"{(table.gain_db < 0).sum()} of {len(table)} images are worse than by bicubic interpolation. The smallest "
-            "gains:", markdown_table(table.head())]
+            beside_published(entry), "Means over the images of the test sets:", markdown_table(scores)]
+    if entry["profile"] not in config.PROFILES or not records.Run.from_record(entry).finished:
+        return [*said, "Its run belongs to the first evidence, which was discarded; its record stands in the file's header."]
+    table = gains(entry)
+    return [*said, f"{(table.gain_db < 0).sum()} of {len(table)} images are worse than by bicubic interpolation. The "
+            "smallest gains:", markdown_table(table.head())]
 
 
 def write() -> Path:
     """Write `MODEL_CARD.md` beside the weights, for all of them; the file."""
-    listed, path = weights.index(), weights.folder() / "MODEL_CARD.md"
+    path = weights.folder() / "MODEL_CARD.md"
+    records_of = {file.name: weights.load(file)[1] for file in weights.folder().glob("*.safetensors")}
+    listed = dict(sorted(records_of.items(), key=lambda item: (item[1]["spec"]["scale"], item[0])))
     used = dict.fromkeys(name for entry in listed.values() for name in (*entry["spec"]["data"], *entry["scores"]))
     sets = pd.DataFrame([(s.name, s.role, s.count, s.licence) for s in map(datasets.SETS.get, used)],
                         columns=["image set", "role", "images", "licence"])
-    parts = [part for file in weights.table(weights.folder()).file for part in _section(file, listed[file])]
+    parts = [part for file, entry in listed.items() for part in _section(file, entry)]
     write_text(path, "\n\n".join([ABOUT, markdown_table(sets), *parts]) + "\n")
     return path
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ikmlib import config, files, pictures, trainers
+from ikmlib import config, files, pictures, trainers, upscale
 from ikmlib.__main__ import main
 from ikmlib.study import records, weights
 
@@ -123,7 +123,7 @@ def full_disk(root: Path, words, writes: int) -> tuple[int, str]:
                 filler.write_bytes(bytes(disk.f_bavail * disk.f_frsize))
             write(path, data)
 
-        files.write_bytes = weights.write_bytes = full
+        files.write_bytes = weights.write_bytes = upscale.write_bytes = full
 
     code = end(start(words, root, prepare))
     filler.unlink(missing_ok=True)
@@ -146,7 +146,7 @@ def full_disks(root: Path, whole: dict) -> tuple[int, int, str]:
         code, name = full_disk(root, enlarge, 0)
         found += [(code + 1, name), full_disk(root, enlarge, 99)]   # code 1: of all its pictures, this one failed
         lost = (outcome(root) != whole) + sum((code, bool(name)) not in ((2, True), (0, False)) for code, name in found)
-        lost += pictures.read(root / "a_x2.png").size != (60, 40)
+        lost += pictures.read_picture(root / "a_x2.png").size != (60, 40)
         names = Counter(name.replace(run.name, "weights") for _, name in found if name)
         return names.total(), lost, ", ".join(sorted(names))
     finally:
@@ -203,9 +203,9 @@ def rows(folder: Path):
     os.environ["IKM_RESULTS"] = str(root)
     run = next(root.glob("smoke/runs/*"))
     Image.effect_noise((30, 20), 50).save(folder / "a.png")
-    weights.export(run).rename(folder / "a.safetensors")   # without an index that would refuse it at once
-    checks = {folder / "a.png": pictures.read, folder / "a.safetensors": weights.load, run / "run.json": records.check,
-              run / "scores.csv": lambda path: records.check(run / "run.json")}
+    weights.export(run).rename(folder / "a.safetensors")
+    checks = {folder / "a.png": pictures.read_picture, folder / "a.safetensors": weights.load,
+              run / "run.json": records.check, run / "scores.csv": lambda path: records.check(run / "run.json")}
     yield "bad files", *bad_inputs(checks, 250), "a picture, weights, run.json, scores.csv with random bytes, or cut"
     for fault, names, how in (("downloads", "datasets.py -k wrong", "a local server cuts, stalls, lies or is gone"),
                               ("a kernel that dies", "runner.py -k dies", "the others go on, the copy says why")):

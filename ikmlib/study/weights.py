@@ -1,20 +1,20 @@
-"""Trained networks to keep and to use: `results/weights/<run id>.safetensors` holds float32 tensors and, as metadata,
-their run's record. `index.json` beside it lists records, scores and sha256."""
+"""Trained networks to keep and to use: `results/weights/<run id>.safetensors`. The header of a file holds the record of
+its run, with the scores and a sha256 of all that is in the file."""
 from __future__ import annotations
 
 import hashlib
 import json
 from pathlib import Path
 
-import pandas as pd
 import torch
+from torch import Tensor
 
 from ikmlib import config
-from ikmlib.files import load_torch, locked, read_csv, read_json, reading, sha256, write_bytes, write_text
+from ikmlib.files import load_torch, read_csv, reading, write_bytes
 from ikmlib.models import SRNetwork
 from ikmlib.study.records import Run, default_device, read_record
 
-METADATA = "ikmlib"   # one key: safetensors writes several in any order, and the file's sha256 would vary
+METADATA = "ikmlib"   # one key: safetensors writes several in any order
 SHIPPED = config.ROOT / "results" / "weights"   # used where the folder of weights has none
 
 
@@ -23,10 +23,11 @@ def folder() -> Path:
     return config.results_root() / "weights"
 
 
-def index(where: Path | None = None) -> dict[str, dict]:
-    """Of a folder of weights, by default `folder()`: file name -> record of the run, with scores, bytes and sha256."""
-    path = (where or folder()) / "index.json"
-    return read_json(path) if path.exists() else {}
+def _digest(record: dict, state: dict[str, Tensor]) -> str:
+    total = hashlib.sha256(json.dumps({**record, "sha256": ""}, sort_keys=True).encode())
+    for name, tensor in sorted(state.items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode() + tensor.numpy().tobytes())
+    return total.hexdigest()
 
 
 def path(run: Run) -> Path:
@@ -34,8 +35,8 @@ def path(run: Run) -> Path:
     return folder() / f"{run.id}.safetensors"
 
 
-def export(run_folder: str | Path) -> Path:
-    """Write the weights of the finished run in `run_folder` to `folder()` and enter them in its index; the file.
+def export(run_folder: str | Path, half: bool = False) -> Path:
+    """Write the weights of the finished run in `run_folder` to `folder()`, in float32 or `half` precision; the file.
 
     Raises FileNotFoundError if the run is not finished or its `weights.pt` is not on this machine.
     """
@@ -44,37 +45,32 @@ def export(run_folder: str | Path) -> Path:
     record, local = read_record(Path(run_folder)), Path(run_folder, "weights.pt")
     if not local.exists():
         raise FileNotFoundError(f"{run_folder} has no weights.pt: weights are exported where the run was trained")
-    state = load_torch(local, record["id"])["model"]
-    data = save({name: tensor.float().contiguous() for name, tensor in state.items()},
-                {METADATA: json.dumps(record, sort_keys=True)})
-    scores = {name: {"images": len(of), "psnr_y": round(of.psnr_y.mean(), 4), "ssim_y": round(of.ssim_y.mean(), 5)}
-              for name, of in read_csv(local.with_name("scores.csv")).groupby("set")}
+    state = {name: tensor.to("cpu", torch.float16 if half else torch.float32).contiguous()
+             for name, tensor in load_torch(local, record["id"])["model"].items()}
+    scores = read_csv(local.with_name("scores.csv")).groupby("set")
+    record["scores"] = {name: {"images": len(of), "psnr_y": round(of.psnr_y.mean(), 4),
+                               "ssim_y": round(of.ssim_y.mean(), 5)} for name, of in scores}
+    record["sha256"] = _digest(record, state)
     target = folder() / f"{record['id']}.safetensors"
-    entry = {**record, "scores": scores, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    with locked(folder() / ".lock", wait=True):
-        write_bytes(target, data)
-        write_text(folder() / "index.json", json.dumps({**index(), target.name: entry}, indent=1) + "\n")
+    write_bytes(target, save(state, {METADATA: json.dumps(record, sort_keys=True)}))
     return target
 
 
 def load(path: str | Path) -> tuple[SRNetwork, dict]:
-    """The network of a weights file, in evaluation mode, and its record.
+    """The network of a weights file, in float32 and evaluation mode, and its record with `scores`: set -> images,
+    psnr_y (dB), ssim_y. They are those of the run, whose weights were float32, also where the file has half of it.
 
-    Raises FileNotFoundError, and ValueError for a file that is not what the `index.json` beside it lists, if there is
-    one, or that holds no network of this project.
+    Raises OSError, and ValueError for a file that is damaged, was changed, or holds no network of this project.
     """
     from safetensors import safe_open
 
     path = Path(path)
-    digest, listed = sha256(path), index(path.parent)
-    if listed and digest != (expected := listed.get(path.name, {}).get("sha256", "nothing")):
-        raise ValueError(f"{path} has sha256 {digest}, the index.json beside it lists {expected}")
-    with reading(path):
-        with safe_open(path, "pt") as file:
-            record = json.loads((file.metadata() or {})[METADATA])
-            state = {name: file.get_tensor(name) for name in file.keys()}
-        run = Run.from_record(record)
-        model = run.build()
+    with open(path, "rb"), reading(path), safe_open(path, "pt") as file:   # open, so that a missing file is an OSError
+        record = json.loads((file.metadata() or {})[METADATA])
+        state = {name: file.get_tensor(name) for name in file.keys()}
+        if record["sha256"] != _digest(record, state):
+            raise ValueError("its sha256 is not that of its record and tensors")
+        model = Run.from_record(record).build()
         model.load_state_dict(state)   # strict: missing and unexpected keys and wrong shapes are errors
         if not all(tensor.isfinite().all() for tensor in state.values()):
             raise ValueError("numbers that are not finite")
@@ -95,26 +91,19 @@ def trained_network(run: Run) -> SRNetwork | None:
     return model and model.to(default_device(), memory_format=torch.channels_last).eval()
 
 
-def table(where: Path | None = None) -> pd.DataFrame:
-    """The weights in a folder, by default `folder()` or, if that has none, SHIPPED: file, scale, profile, updates,
-    images scored, psnr_y (dB, mean over them), mb. Of a scale the best come first: of the largest profile, on most
-    images, with the highest PSNR."""
-    rows = []
-    for name, entry in index(where or (folder() if index() else SHIPPED)).items():
-        images = sum(scores["images"] for scores in entry["scores"].values())
-        psnr = sum(scores["images"] * scores["psnr_y"] for scores in entry["scores"].values()) / images
-        rows.append((name, entry["spec"]["scale"], entry["profile"], entry["spec"]["updates"], images, psnr,
-                     entry["bytes"] / 1e6))
-    rows.sort(key=lambda row: (row[1], -list(config.PROFILES).index(row[2]), -row[4], -row[5]))
-    return pd.DataFrame(rows, columns=["file", "scale", "profile", "updates", "images", "psnr_y", "mb"])
-
-
 def best(scale: int) -> Path:
-    """The best weights for a scale (see `table`), of `folder()` if that has any, else of SHIPPED; FileNotFoundError if
-    neither has."""
+    """The best weights for a scale of `folder()` or, if that has none, of SHIPPED: of the largest profile, scored on
+    most images, with the highest PSNR. Raises FileNotFoundError if neither has any, and as `load` does."""
     for where in (folder(), SHIPPED):
-        for row in table(where).itertuples():
-            if row.scale == scale:
-                return where / row.file
+        ranked = []
+        for path in where.glob("*.safetensors"):
+            record = load(path)[1]
+            sets = record["scores"].values()
+            if record["spec"]["scale"] == scale:
+                known = record["profile"] in config.PROFILES and list(config.PROFILES).index(record["profile"])
+                ranked.append((known, sum(s["images"] for s in sets),
+                               sum(s["images"] * s["psnr_y"] for s in sets), path))
+        if ranked:
+            return max(ranked)[-1]
     raise FileNotFoundError(f"no weights for x{scale} in {folder()} and {SHIPPED}: train a network and run `python -m "
                             "ikmlib weights export RUN_FOLDER`, or name a file with --weights")

@@ -1,1 +1,0 @@
-"""What the method can be used for beside the study: enlarging pictures."""
