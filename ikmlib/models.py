@@ -106,20 +106,21 @@ class DenseUnit(nn.Module):
 class ResidualBlocks(nn.Module):
     """RB: a chain of residual blocks as in EDSR, no batch normalisation, no biases: y = conv(relu(conv(x))) + x."""
 
+    fast = True   # False: also the attention of a ReLU's output is computed
+
     def __init__(self, arch: Architecture):
         super().__init__()
         c = arch.channels
         self.convs = nn.ModuleList(nn.ModuleList(_conv(arch, c, c) for _ in range(depth)) for depth in arch.depths)
         self.attentions = nn.ModuleList(
             nn.ModuleList(_feature_attention(arch, c) for _ in range(depth)) for depth in arch.depths)
-        for conv in (conv for convs in self.convs for conv in convs[1:]):
-            conv.after_relu = True
 
     def forward(self, x: Tensor) -> Tensor:
         for convs, attentions in zip(self.convs, self.attentions, strict=True):
             y = x
             for i, (conv, attention) in enumerate(zip(convs, attentions, strict=True)):
-                y = attention(conv(F.relu(y) if i else y))
+                known = fast.after_relu(conv) if self.fast and i else {}
+                y = attention(conv(F.relu(y) if i else y, **known))
             x = y + x
         return x
 

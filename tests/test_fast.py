@@ -52,13 +52,12 @@ def assert_the_same(module: nn.Module, x: torch.Tensor) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 4), st.integers(5, 14), st.integers(5, 14)),
-       st.integers(1, 5), st.integers(1, 2), st.integers(1, 2), OPTIONS, st.booleans(), st.booleans(), MEMORY, SMALL)
-def test_layer(shape, k, dilation, stride, options, bias, after_relu, memory, small):
+       st.integers(1, 5), st.integers(1, 2), st.integers(1, 2), OPTIONS, st.booleans(), MEMORY, SMALL)
+def test_layer(shape, k, dilation, stride, options, bias, memory, small):
     b, ci, co, h, w = shape
     layer = IKMConv2d(ci, co, k, stride=stride, padding=dilation * (k - 1) // 2 + 1, dilation=dilation, bias=bias,
                       **options).double()
-    layer.after_relu, x = after_relu, torch.randn(b, ci, h, w, dtype=torch.float64)
-    x = x.relu() if after_relu else x
+    x = torch.randn(b, ci, h, w, dtype=torch.float64)
     with mock.patch.object(fast, "SMALL", small):
         assert_the_same(layer.to(memory_format=memory), x.contiguous(memory_format=memory))
 
@@ -100,21 +99,21 @@ def test_a_unit_whose_layers_differ_is_computed_as_written():
     ({"strict": True}, None), ({"tau": 0.1}, None), ({"tau": "mean"}, None)])
 def test_attention_after_a_relu_is_known_only_where_it_is_constant(options, constant):
     layer, x = IKMConv2d(3, 2, 3, **options), torch.randn(2, 3, 9, 9).relu()
-    assert fast.known_attention(layer, after_relu=True) == constant
-    assert fast.known_attention(layer, after_relu=False) is None
+    assert fast.after_relu(layer) == ({"attention": constant} if constant else {})
+    assert fast.after_relu(nn.Conv2d(3, 2, 3)) == {}
     if constant:
         torch.testing.assert_close(layer.attention(x), torch.full((2, 3, 3, 3), constant))
 
 
-@pytest.mark.parametrize("as_it_is", [False, True])
-def test_a_nan_spreads_as_far_as_the_kernel_and_only_in_its_image(as_it_is):
+def test_a_nan_spreads_as_far_as_the_kernel_and_only_in_its_image():
     x = torch.randn(2, 3, 9, 9).relu()
     x[0, 1, 4, 4] = math.nan
     layer = IKMConv2d(3, 2, 3, padding=1)
     expected = torch.zeros(2, 2, 9, 9, dtype=torch.bool)
     expected[0, :, 3:6, 3:6] = True
-    for layer.after_relu in (False, True):
-        assert torch.equal((as_written(layer) if as_it_is else layer)(x).isnan(), expected)
+    for form in (layer, as_written(layer)):
+        for given in ({}, fast.after_relu(layer)):
+            assert torch.equal(form(x, **given).isnan(), expected)
 
 
 @pytest.mark.parametrize(("small", "of_input"), [(0, [(1, 1)] * 3), (64, [(1, 3)])])
