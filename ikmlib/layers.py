@@ -14,7 +14,6 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from numbers import Real
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +35,7 @@ def check_options(*, gradient: str, tau: float | str, strict: bool, transform: s
     require("gradient rule", gradient, GRADIENTS)
     require("transform", transform, TRANSFORMS)
     require("context", context, CONTEXTS)
-    if tau not in THRESHOLDS and not (isinstance(tau, Real) and math.isfinite(tau)):
+    if tau not in THRESHOLDS and not (type(tau) in (int, float) and math.isfinite(tau)):
         raise ValueError(f"unknown tau {tau!r}; allowed: a finite number, {', '.join(THRESHOLDS)}")
     if not isinstance(strict, bool):
         raise ValueError(f"unknown strict {strict!r}; allowed: False, True")

@@ -6,6 +6,7 @@ growth g. Every block and every unit takes x (B, C, H, W) and returns the same s
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from ikmlib import fast
 from ikmlib.config import require
-from ikmlib.layers import ATTENTIONS, ChannelAttention, IKMConv2d, SpatialAttention
+from ikmlib.layers import ATTENTIONS, ChannelAttention, IKMConv2d, SpatialAttention, check_options
 
 SCALES = (2, 3, 4)
 BLOCKS = ("rb", "db", "rdb", "uhdb")
@@ -27,7 +28,8 @@ RGB_STD = (0.242, 0.234, 0.246)
 class Architecture:
     """What a network is. The defaults are U-HDN with IKM; `ARCHITECTURES` names the paper's networks.
 
-    Raises ValueError for an unknown block or attention, and for an even kernel size.
+    Every field is checked, also where the network does not use it. Raises ValueError, which names the value and what is
+    allowed.
     """
 
     block: str = "uhdb"                               # rb | db | rdb | uhdb
@@ -48,8 +50,23 @@ class Architecture:
     def __post_init__(self):
         require("block", self.block, BLOCKS)
         require("attention", self.attention, ATTENTIONS)
+        check_options(gradient=self.gradient, tau=self.tau, strict=self.strict, transform=self.transform,
+                      context=self.context)
+        if not isinstance(self.depths, tuple) or not self.depths:
+            raise ValueError(f"depths must be a tuple of one or more numbers of layers, not {self.depths!r}")
+        counts = {name: getattr(self, name) for name in ("blocks", "channels", "growth", "kernel", "dilation")}
+        for name, count in (*counts.items(), *(("depths", depth) for depth in self.depths)):
+            if type(count) is not int or count < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, not {count!r}")
         if self.kernel % 2 == 0:
-            raise ValueError(f"kernel size {self.kernel} is even; the blocks keep the image size, and need an odd one")
+            raise ValueError(f"kernel must be odd, so that the blocks keep the image size, not {self.kernel}")
+        if self.channels < 4 or self.channels % (self.channels // 4):
+            raise ValueError(f"channels must be 4 or more and divisible by channels // 4, not {self.channels}: the "
+                             f"upscaling convolutions have so many groups")
+        if self.attention in ("ca", "sa") and self.growth < 4:
+            raise ValueError(f"growth must be 4 or more for {self.attention}, which divides it by 4, not {self.growth}")
+        if type(self.gain) not in (int, float) or not math.isfinite(self.gain):
+            raise ValueError(f"gain must be a finite number, not {self.gain!r}")
 
 
 ARCHITECTURES = {
