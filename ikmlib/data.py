@@ -146,12 +146,16 @@ class PatchSampler:
         self._lr, self._hr = _Pixels(lr, self.device), _Pixels(hr, self.device)
 
     def draw(self, seed: int, update: int, batch: int) -> Tensor:
-        """What mini-batch `update` shows: image, top, left, transpose, flip rows, flip columns: (6, B) integers."""
+        """What mini-batch `update` shows, (6, B) integers on the device: image, top, left (LR pixels), and 0 or 1 for
+        transpose, flip rows, flip columns. On a GPU nothing waits for the copy."""
         random = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, update]))
         image = random.integers(len(self._size), size=batch)
         room = self._size[image] - self.patch + 1
         corner = (random.random((batch, 2)) * room).astype(np.int64)
-        return torch.from_numpy(np.stack([image, *corner.T, *random.integers(2, size=(3, batch))])).to(self.device)
+        drawn = torch.from_numpy(np.stack([image, *corner.T, *random.integers(2, size=(3, batch))]))
+        if self.device.type == "cuda":
+            drawn = drawn.pin_memory()   # from other memory, a copy waits for all that the device has to do
+        return drawn.to(self.device, non_blocking=True)
 
     def _grid(self, side: int, transpose: Tensor, flip_rows: Tensor, flip_columns: Tensor) -> tuple[Tensor, Tensor]:
         """Where each pixel of an augmented side x side patch comes from: rows, columns (B, side, side)."""

@@ -88,6 +88,28 @@ def test_network(options, block, depths, memory):
     assert_the_same(network.to(memory_format=memory), x.contiguous(memory_format=memory))
 
 
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_on_a_gpu_images_of_any_size_are_groups_in_their_own_memory_format(monkeypatch, memory):
+    x = torch.randn(3, 4, 36, 40, dtype=torch.float64).contiguous(memory_format=memory)
+    layer = IKMConv2d(4, 5, 3, padding=1).double().to(memory_format=memory)
+    expected, calls, plain = layer(x), [], F.conv2d
+    monkeypatch.setattr(F, "conv2d", lambda x, *a, **kw: calls.append((x, kw["groups"])) or plain(x, *a, **kw))
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    y = layer(x)
+    (images, groups), = calls
+    assert groups == 3 and images.is_contiguous(memory_format=memory) and y.is_contiguous(memory_format=memory)
+    torch.testing.assert_close(y, expected)
+
+
+def test_a_known_attention_costs_one_multiplication_and_one_division_an_update():
+    layer, x = IKMConv2d(3, 2, 3, bias=False), torch.randn(2, 3, 9, 9)
+    with torch.autograd.profiler.profile() as profile:
+        y = layer(x, attention=1.5)
+        y.backward(torch.ones_like(y))
+    names = [event.name for event in profile.function_events]
+    assert [names.count(f"aten::{name}") for name in ("mul", "div", "add", "sub")] == [1, 1, 0, 0]
+
+
 def test_a_unit_whose_layers_differ_is_computed_as_written():
     unit = DenseUnit(Architecture(channels=6, growth=4, attention="none"), 3).double()
     convert(unit, ["convs.0", "convs.2"], strict=True)
