@@ -114,8 +114,8 @@ def revert(module: nn.Module) -> tuple[str, ...]:
     layers = {name: child for name, child in module.named_modules() if isinstance(child, IKMConv2d)}
     for name, conv in layers.items():
         if type(conv) is not IKMConv2d:
-            raise ValueError(f"layer {name!r} cannot be reverted: it is {type(conv).__name__}, a subclass of IKMConv2d; "
-                             f"remove its parametrizations first (torch.nn.utils.parametrize.remove_parametrizations)")
+            raise ValueError(f"layer {name!r} cannot be reverted: it is {type(conv).__name__}; where that comes from a "
+                             f"parametrization, torch.nn.utils.parametrize.remove_parametrizations first")
     for conv in layers.values():
         for name in _settings():
             del vars(conv)[name]

@@ -9,8 +9,8 @@
    each feature once, and convolves it once, for all the layers that read it.
 4. On a CPU, images are the groups of one convolution only where they are small.
 
-A layer `conv` is an `nn.Conv2d` or a `layers.IKMConv2d`, which alone has `attention`. This file also has two things
-that change no result: an update as one launch on a GPU (`Captured`), and memory that is kept on a CPU (`keep_memory`).
+A layer `conv` is an `nn.Conv2d` or a `layers.IKMConv2d`, which alone has `attention`. `Captured` and `keep_memory`
+change no result: the first launches an update on a GPU at once, the second keeps a CPU process's memory.
 """
 from __future__ import annotations
 
@@ -34,11 +34,10 @@ SMALL = 32 * 32
 
 def check_attention(x: Tensor, weight: Tensor, attention: Tensor | float) -> None:
     """Raise ValueError unless the attention is a number, (B, Ci, k, k) or (1, Ci, k, k)."""
-    if isinstance(attention, Tensor) and (attention.shape[1:] != weight.shape[1:]
-                                          or attention.shape[0] not in (1, x.shape[0])):
-        channels, *kernel = weight.shape[1:]
-        raise ValueError(f"attention of {x.shape[0]} images must be a number or of shape ({x.shape[0]}, or 1, "
-                         f"{channels}, {kernel[0]}, {kernel[1]}), not {tuple(attention.shape)}")
+    allowed = [(images, *weight.shape[1:]) for images in (x.shape[0], 1)]
+    if isinstance(attention, Tensor) and tuple(attention.shape) not in allowed:
+        raise ValueError(f"attention must be a number or of shape {' or '.join(map(str, allowed))}, not "
+                         f"{tuple(attention.shape)}")
 
 
 def _conv_each(x: Tensor, kernels: Tensor, stride, padding, dilation) -> Tensor:
@@ -83,12 +82,12 @@ class _IsoGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         x, weight, attention = ctx.saved_tensors
-        if torch.is_grad_enabled():   # this gradient will be differentiated: everything from kernels of each image
+        if torch.is_grad_enabled():   # the gradients will be differentiated, so they come from kernels of each image
             y = _conv_each(x, _IsoKernels.apply(weight, attention[:, None], len(x)), *ctx.geometry)
-            wanted = [i for i in (1, 2) if ctx.needs_input_grad[i]]
-            found = torch.autograd.grad(y, [(None, x, weight)[i] for i in wanted], grad, create_graph=True)
-            grads = dict(zip(wanted, found, strict=True))
-            return None, grads.get(1), grads.get(2), None, None, None, None
+            inputs = [tensor for tensor in (x, weight) if tensor.requires_grad]
+            found = list(torch.autograd.grad(y, inputs, grad, create_graph=True))
+            grad_weight = found.pop() if weight.requires_grad else None
+            return None, found.pop() if found else None, grad_weight, None, None, None, None
         _, grad_weight, _ = torch.ops.aten.convolution_backward(
             grad, x, weight, None, *ctx.geometry, False, [0, 0], 1, [False, True, False])
         return grad, None, grad_weight / len(x), None, None, None, None
@@ -106,20 +105,15 @@ def modulated_conv2d(x: Tensor, weight: Tensor, attention: Tensor | float, bias:
     device = x.device.type
     if is_autocast_available(device) and torch.is_autocast_enabled(device):   # the custom backward is outside its reach
         x, weight = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (x, weight))
-    if isinstance(attention, Tensor):
-        if attention.shape[0] > 1 and gradient != "go":
-            return _modulated_each(x, weight, attention, bias, geometry, gradient)
+    if isinstance(attention, Tensor) and (attention.shape[0] < 2 or gradient == "go"):
         attention = attention.mean(0) if attention.shape[0] else 1.0
-    if gradient == "iso":
-        kernel = _IsoKernels.apply(weight, attention, max(images, 1))
+    each = isinstance(attention, Tensor) and attention.dim() == 4
+    if not each and gradient == "iso":
+        kernels = _IsoKernels.apply(weight, attention, max(images, 1))
     else:
-        kernel = (weight * attention).to(weight.dtype)
-    return F.conv2d(x, kernel, bias, *geometry)
-
-
-def _modulated_each(x: Tensor, weight: Tensor, attention: Tensor, bias: Tensor | None, geometry, gradient: str) -> Tensor:
-    """`modulated_conv2d` where each image has its own kernel."""
-    kernels = (weight * attention[:, None]).to(weight.dtype)   # in the weight's memory format
+        kernels = (weight * (attention[:, None] if each else attention)).to(weight.dtype)   # in its memory format
+    if not each:
+        return F.conv2d(x, kernels, bias, *geometry)
     if gradient == "iso":
         y = _IsoGradient.apply(_conv_each(x, kernels.detach(), *geometry), x, weight, attention, *geometry)
     else:
@@ -128,8 +122,8 @@ def _modulated_each(x: Tensor, weight: Tensor, attention: Tensor, bias: Tensor |
 
 
 def after_relu(conv: nn.Conv2d) -> dict[str, float]:
-    """What to give a layer beside an input that comes from a ReLU: its attention where that is the same number for every
-    image, nothing where it must be computed, and to a plain convolution.
+    """What to call a layer with, beside an input that comes from a ReLU: {"attention": a} where the ReLU makes it the
+    same number for every image, {} where it must be computed, and for a plain convolution.
 
     (A NaN in the input is not principal. Where there is one, the output is NaN either way, but what the NaN's channel
     adds elsewhere in its image is not quite the same.)

@@ -189,8 +189,8 @@ class IKMConv2d(nn.Conv2d):
     def forward(self, x: Tensor, *, attention: Tensor | float | None = None, weight: Tensor | None = None) -> Tensor:
         """x (B, Ci, H, W) -> (B, Co, H', W'), or both without B.
 
-        `attention` replaces the layer's own: (B, Ci, k, k), (1, Ci, k, k) or a number. `weight` replaces its kernel, for
-        which any numbers of channels are allowed. Raises ValueError for an attention of another shape.
+        `attention` replaces the layer's own: (B, Ci, k, k), (1, Ci, k, k) or a number. `weight` replaces its kernel, by
+        one with any numbers of channels. Raises ValueError for an attention of another shape.
         """
         if x.dim() == 3:
             return self.forward(x[None], attention=attention, weight=weight)[0]

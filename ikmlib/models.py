@@ -52,19 +52,18 @@ class Architecture:
         require("attention", self.attention, ATTENTIONS)
         check_options(gradient=self.gradient, tau=self.tau, strict=self.strict, transform=self.transform,
                       context=self.context)
-        if not isinstance(self.depths, tuple) or not self.depths:
-            raise ValueError(f"depths must be a tuple of one or more numbers of layers, not {self.depths!r}")
-        counts = {name: getattr(self, name) for name in ("blocks", "channels", "growth", "kernel", "dilation")}
-        for name, count in (*counts.items(), *(("depths", depth) for depth in self.depths)):
-            if type(count) is not int or count < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, not {count!r}")
+        for name in ("blocks", "depths", "channels", "growth", "kernel", "dilation"):
+            value, several = getattr(self, name), name == "depths"
+            counts = value if several and isinstance(value, tuple) else (value,)
+            if not counts or not all(type(count) is int and count > 0 for count in counts):
+                kind = "a tuple of whole numbers, each" if several else "a whole number,"
+                raise ValueError(f"{name} must be {kind} at least 1, not {value!r}")
         if self.kernel % 2 == 0:
             raise ValueError(f"kernel must be odd, so that the blocks keep the image size, not {self.kernel}")
-        if self.channels < 4 or self.channels % (self.channels // 4):
-            raise ValueError(f"channels must be 4 or more and divisible by channels // 4, not {self.channels}: the "
-                             f"upscaling convolutions have so many groups")
+        if self.channels < 4 or self.channels % (self.channels // 4):   # the groups of the upscaling convolutions
+            raise ValueError(f"channels must be at least 4 and divisible by channels // 4, not {self.channels}")
         if self.attention in ("ca", "sa") and self.growth < 4:
-            raise ValueError(f"growth must be 4 or more for {self.attention}, which divides it by 4, not {self.growth}")
+            raise ValueError(f"growth must be at least 4 for {self.attention} (4 channels a unit), not {self.growth}")
         if type(self.gain) not in (int, float) or not math.isfinite(self.gain):
             raise ValueError(f"gain must be a finite number, not {self.gain!r}")
 

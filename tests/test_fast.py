@@ -1,4 +1,5 @@
 """The rearranged forms against the literal ones of `layers` and `models`: outputs and all gradients, in float64."""
+import contextlib
 import copy
 import math
 from dataclasses import replace
@@ -134,8 +135,8 @@ def test_a_nan_spreads_as_far_as_the_kernel_and_only_in_its_image():
     expected = torch.zeros(2, 2, 9, 9, dtype=torch.bool)
     expected[0, :, 3:6, 3:6] = True
     for form in (layer, as_written(layer)):
-        for given in ({}, fast.after_relu(layer)):
-            assert torch.equal(form(x, **given).isnan(), expected)
+        for known in ({}, fast.after_relu(layer)):
+            assert torch.equal(form(x, **known).isnan(), expected)
 
 
 @pytest.mark.parametrize(("small", "of_input"), [(0, [(1, 1)] * 3), (64, [(1, 3)])])
@@ -180,3 +181,47 @@ def test_attention_of_one_image_is_replaced_in_both_forms():
         with attending(form, lambda layer, own: given):
             results.append(form(x))
     torch.testing.assert_close(*results, rtol=1e-10, atol=1e-11)
+
+
+@pytest.fixture
+def cuda_graphs(monkeypatch):
+    """Stands in for torch.cuda's streams and graphs, on a machine without them: what is called, in order. A capture
+    fails at its end where `failing` is in the list."""
+    calls = []
+
+    class Graph:
+        def replay(self):
+            calls.append("replay")
+
+    @contextlib.contextmanager
+    def graph(graph, capture_error_mode):
+        calls.append("capture")
+        yield
+        if "failing" in calls:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    main = mock.MagicMock()
+    for name, stub in {"Stream": mock.MagicMock, "CUDAGraph": Graph, "graph": graph,
+                       "current_stream": lambda: main, "set_stream": lambda stream: calls.append(stream is main),
+                       "stream": lambda stream: contextlib.nullcontext()}.items():
+        monkeypatch.setattr(torch.cuda, name, stub)
+    return calls
+
+
+def test_the_fourth_call_is_captured_and_later_ones_replay_it(cuda_graphs):
+    captured = fast.Captured(lambda x: cuda_graphs.append("call") or 2 * x)
+    found = [captured(torch.tensor([float(i)])) for i in range(6)]
+    assert cuda_graphs == ["call"] * 3 + ["capture", "call"] + ["replay"] * 3
+    assert [y.item() for y in found[:4]] == [0, 2, 4, 6]
+    assert captured.input.item() == 5   # the graph computes from this tensor, in place of a new one
+
+
+def test_where_capture_fails_a_warning_says_so_and_calls_stay_plain(cuda_graphs):
+    captured = fast.Captured(lambda x: 2 * x)
+    for i in range(3):
+        captured(torch.tensor([float(i)]))
+    cuda_graphs.append("failing")
+    with pytest.warns(UserWarning, match="cannot be captured as a CUDA graph.*not permitted") as warned:
+        found = [captured(torch.tensor([float(i)])).item() for i in range(3, 7)]
+    assert found == [6, 8, 10, 12] and len(warned) == 1
+    assert cuda_graphs == ["failing", "capture", True]   # tried once; the main stream is current again

@@ -178,7 +178,7 @@ def test_a_layer_takes_the_attention_that_it_is_given(fast, rule):
         torch.testing.assert_close(layer(x, attention=of_all, **options), F.conv2d(x, w * of_all[0], padding=1))
         torch.testing.assert_close(layer(x, attention=1.2, **options), F.conv2d(x, w * 1.2, padding=1))
     for wrong in (given[:2], given[:, :1], given[..., :2], given[0]):
-        with pytest.raises(ValueError, match=r"4 images must be a number or of shape \(4, or 1, 3, 3, 3\)"):
+        with pytest.raises(ValueError, match=r"of shape \(4, 3, 3, 3\) or \(1, 3, 3, 3\), not"):
             layer(x, attention=wrong)
 
 

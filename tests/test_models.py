@@ -130,17 +130,17 @@ def test_unknown_choices_are_named(call, named):
     ("context", "swapped", "own, constant, shuffled"), ("tau", "mode", "a finite number, mean, median"),
     ("tau", float("nan"), "a finite number"), ("tau", None, "a finite number"), ("strict", "no", "False, True"),
     ("strict", 1, "False, True"), ("blocks", 0, "at least 1"), ("channels", 64.0, "whole number"),
-    ("channels", 9, "divisible by channels // 4"), ("channels", 3, "4 or more"), ("growth", "12", "whole number"),
-    ("kernel", 4, "odd"), ("dilation", 0, "at least 1"), ("depths", (), "one or more"), ("depths", [6, 5], "tuple"),
+    ("channels", 9, "divisible by channels // 4"), ("channels", 3, "at least 4"), ("growth", "12", "whole number"),
+    ("kernel", 4, "odd"), ("dilation", 0, "at least 1"), ("depths", (), "tuple"), ("depths", [6, 5], "tuple"),
     ("depths", (6, 0), "at least 1"), ("gain", float("inf"), "finite number"), ("gain", "1.5", "finite number")])
 @pytest.mark.parametrize("attention", ["ikm", "none"])
 def test_every_field_of_an_architecture_is_checked(field, value, allowed, attention):
     with pytest.raises(ValueError) as error:
         Architecture(**{"attention": attention, field: value})
     assert field in str(error.value) and allowed in str(error.value)
-    assert str(0 if value == (6, 0) else value) in str(error.value)
+    assert str(value) in str(error.value)
 
 
 def test_feature_attention_needs_a_growth_that_it_can_divide():
-    with pytest.raises(ValueError, match="growth must be 4 or more for ca.*3"):
+    with pytest.raises(ValueError, match="growth must be at least 4 for ca.*3"):
         Architecture(attention="ca", growth=3)
