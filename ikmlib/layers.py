@@ -3,10 +3,9 @@
 Letters, used everywhere: B images in the batch, Ci/Co input/output channels, k kernel size, H/W height and width.
 The attention of image b is a_b (Ci, k, k), the shared kernel is w (Co, Ci, k, k), the modulated kernel w_b = a_b * w.
 
-Two pure functions make an IKM layer: `contextual_attention` computes a_b from the image, `modulated_conv2d` convolves
-the image with a_b * w. `IKMConv2d` calls one after the other. It has one switch, `fast`: the functions of this file are
-written as the paper writes them, and a layer whose `fast` is True (the default) calls the quicker
-`fast.modulated_conv2d` instead, which gives the same outputs and gradients to rounding.
+Two pure functions make an IKM layer: `contextual_attention` computes a_b from an image, `modulated_conv2d` convolves
+the image with a_b * w. Both are written as the paper writes them, and `IKMConv2d` calls one after the other. It has one
+switch: where its `fast` is True (the default) it calls the quicker `fast.modulated_conv2d`, the same to rounding.
 """
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ TRANSFORMS = ("sigmoid", "softmax", "residual")
 ATTENTIONS = ("none", "ca", "sa", "ikm")
 CONTEXTS = ("own", "constant", "shuffled")
 THRESHOLDS = ("mean", "median")   # what tau may be beside a number
-ALIKE = {"sigmoid": 1.5, "softmax": 1.0, "residual": 1.0}   # each transform's attention where all cells are alike
+CONSTANT_ATTENTION = {"sigmoid": 1.5, "softmax": 1.0, "residual": 1.0}   # where all cells are alike
 
 
 def check_options(*, gradient: str, tau: float | str, strict: bool, transform: str, context: str) -> None:
@@ -59,10 +58,10 @@ def pooled_mask(x: Tensor, kernel_size: int | tuple[int, ...], *, tau: float | s
     if isinstance(tau, str):
         require("tau", tau, THRESHOLDS)
         tau = pool(x, 1) if tau == "mean" else x.flatten(2).median(-1).values.reshape(pool(x, 1).shape)
-    # On CUDA, PyTorch pools channels-last input to 3 x 3 with a single block of threads an image
+    # Pooling of channels-last input on CUDA uses a single block of threads an image
     mask = x.clone(memory_format=torch.contiguous_format if x.is_cuda else torch.preserve_format)
-    # Comparing in place gives 0 and 1 in x's type, which on a CPU is faster than converting booleans
-    return pool(mask.gt_(tau) if strict else mask.ge_(tau), kernel_size)
+    mask = mask.gt_(tau) if strict else mask.ge_(tau)   # in place: 0 and 1 in x's type, faster than from booleans
+    return pool(mask, kernel_size)
 
 
 def proportion_transform(pooled: Tensor, transform: str = "sigmoid") -> Tensor:
@@ -72,7 +71,7 @@ def proportion_transform(pooled: Tensor, transform: str = "sigmoid") -> Tensor:
     "softmax"   a = n softmax(p), the values that Fig. 2 shows
     "residual"  a = 1 + softmax(p) - 1/n, an older form, within 1 +- 1/n
 
-    Where all cells are alike, a is 1.5, 1 and 1 (`ALIKE`). Raises ValueError for another transform.
+    `CONSTANT_ATTENTION` is a where all cells are alike. Raises ValueError for another transform.
     """
     require("transform", transform, TRANSFORMS)
     share = torch.softmax(pooled.flatten(2).transpose(1, 2), 1)   # (B, n, Ci): over a last axis of nine it is slow
@@ -87,11 +86,8 @@ def proportion_transform(pooled: Tensor, transform: str = "sigmoid") -> Tensor:
 
 
 def attention_range(cells: int = 9, transform: str = "sigmoid") -> tuple[float, float]:
-    """Least and largest value that the attention can take with `cells` cells; the defaults are the released form.
-
-    A cell's softmax share grows with its own pooled mask and falls with the others', and masks lie in 0..1. So the
-    extremes are an empty cell among full ones and a full cell among empty ones.
-    """
+    """Least and largest value of the attention, by default in its released form: those of a cell without principal
+    pixels among full ones, and of a full cell among empty ones."""
     one = torch.eye(cells, dtype=torch.float64)[:1, None]
     return tuple(proportion_transform(pooled, transform)[0, 0, 0].item() for pooled in (1 - one, one))
 
@@ -162,7 +158,7 @@ class IKMConv2d(nn.Conv2d):
     takes that of the batch's next image (an image alone has only its own). Raises ValueError for unknown options.
     """
 
-    fast = True   # False: computed by the functions of this file, as the paper writes them
+    fast = True   # False: by this file's modulated_conv2d
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int], *, stride=1, padding=0,
                  dilation=1, bias: bool = True, gradient: str = "iso", tau: float | str = 0.0, strict: bool = False,
@@ -181,7 +177,7 @@ class IKMConv2d(nn.Conv2d):
         (B, C, H, W) or (C, H, W) -> (B, C, k, k) or (1, C, k, k); with `context="constant"` a number.
         """
         if self.context == "constant":
-            return ALIKE[self.transform]
+            return CONSTANT_ATTENTION[self.transform]
         own = contextual_attention(x if x.dim() == 4 else x[None], self.kernel_size, tau=self.tau, strict=self.strict,
                                    transform=self.transform)
         return own.roll(-1, 0) if self.context == "shuffled" else own

@@ -66,9 +66,9 @@ def test_layer(shape, k, dilation, stride, options, bias, memory, small):
 @settings(max_examples=60, deadline=None)
 @given(ARCHITECTURE_OPTIONS, st.integers(0, 4), st.integers(1, 3), st.integers(5, 12), st.integers(5, 12), SMALL)
 def test_dense_unit(options, depth, b, h, w, small):
-    unit = DenseUnit(Architecture(channels=6, growth=4, **options), depth).double()
+    unit = DenseUnit(Architecture(channels=8, growth=4, **options), depth).double()
     with mock.patch.object(fast, "SMALL", small):
-        assert_the_same(unit, torch.randn(b, 6, h, w, dtype=torch.float64))
+        assert_the_same(unit, torch.randn(b, 8, h, w, dtype=torch.float64))
 
 
 @settings(max_examples=30, deadline=None)
@@ -112,9 +112,9 @@ def test_a_known_attention_costs_one_multiplication_and_one_division_an_update()
 
 
 def test_a_unit_whose_layers_differ_is_computed_as_written():
-    unit = DenseUnit(Architecture(channels=6, growth=4, attention="none"), 3).double()
+    unit = DenseUnit(Architecture(channels=8, growth=4, attention="none"), 3).double()
     convert(unit, ["convs.0", "convs.2"], strict=True)
-    assert_the_same(unit, torch.randn(2, 6, 8, 8, dtype=torch.float64))
+    assert_the_same(unit, torch.randn(2, 8, 8, 8, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(("options", "constant"), [
@@ -151,16 +151,16 @@ def test_a_dense_unit_convolves_with_a_kernel_an_image_only_its_input(monkeypatc
 
     monkeypatch.setattr(fast, "SMALL", small)
     monkeypatch.setattr(F, "conv2d", recorded)
-    DenseUnit(Architecture(channels=6, growth=4), 5)(torch.randn(3, 6, 8, 8))
+    DenseUnit(Architecture(channels=8, growth=4), 5)(torch.randn(3, 8, 8, 8))
     assert calls == of_input + [(3, 1)] * 4 + [(3, 1)]
 
 
 @pytest.mark.parametrize("form", [lambda unit: unit, as_written])
 def test_every_layer_of_a_dense_unit_is_asked_where_attention_is_replaced(form):
     """Also those whose attention is known beforehand: with 1 in its place the unit is the vanilla one."""
-    unit, vanilla = (DenseUnit(Architecture(channels=6, growth=4, attention=a), 3).double() for a in ("ikm", "none"))
+    unit, vanilla = (DenseUnit(Architecture(channels=8, growth=4, attention=a), 3).double() for a in ("ikm", "none"))
     vanilla.load_state_dict(unit.state_dict())
-    unit, x, asked = form(unit), torch.randn(3, 6, 8, 8, dtype=torch.float64), []
+    unit, x, asked = form(unit), torch.randn(3, 8, 8, 8, dtype=torch.float64), []
     before = unit(x)
     with attending(unit, lambda layer, own: asked.append((layer, own())) or 1.0):
         torch.testing.assert_close(unit(x), vanilla(x))
@@ -168,7 +168,7 @@ def test_every_layer_of_a_dense_unit_is_asked_where_attention_is_replaced(form):
     if unit.fast:
         assert [own for _, own in asked[1:]] == [1.5, 1.5]
     else:
-        assert [own.shape for _, own in asked] == [(3, channels, 3, 3) for channels in (6, 10, 14)]
+        assert [own.shape for _, own in asked] == [(3, channels, 3, 3) for channels in (8, 12, 16)]
     assert torch.equal(unit(x), before)
 
 
