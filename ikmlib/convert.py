@@ -75,7 +75,7 @@ def _chosen(module: nn.Module, where) -> dict[str, nn.Conv2d]:
                 raise ValueError(f"layer {pattern!r} cannot be converted: {why}")
             chosen |= matching
     if not chosen:
-        raise ValueError(f"nothing to convert: chosen were none of the layers that can be: {', '.join(able) or 'none'}")
+        raise ValueError("nothing to convert: " + (f"none was chosen of {', '.join(able)}" if able else "no layer can be"))
     return {name: child for name, child in module.named_modules() if child in chosen}
 
 
