@@ -75,7 +75,8 @@ def _chosen(module: nn.Module, where) -> dict[str, nn.Conv2d]:
                 raise ValueError(f"layer {pattern!r} cannot be converted: {why}")
             chosen |= matching
     if not chosen:
-        raise ValueError("nothing to convert: " + (f"none was chosen of {', '.join(able)}" if able else "no layer can be"))
+        why = f"none was chosen of {', '.join(able)}" if able else "no layer can be"
+        raise ValueError(f"nothing to convert: {why}")
     return {name: child for name, child in module.named_modules() if child in chosen}
 
 
