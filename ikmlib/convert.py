@@ -4,17 +4,18 @@
     revert(net)
 
 Behind a ReLU, and on an input in 0..1, the paper's threshold x >= 0 takes every pixel: the attention is then the
-constant 1.5, whatever the image. There `strict=True` is what makes it look at the image.
+constant 1.5, whatever the image. There, `strict=True` makes the layer look at the image.
 
 A layer changes its class and nothing else, as under `torch.nn.utils.parametrize`: it stays the same object with the
-same parameters, `state_dict` keys, hooks, device and dtype. `torch.compile` (convert first), `torch.export`, autocast
-and channels_last work as for a plain network.
+same parameters, `state_dict` keys, hooks, device and dtype. `torch.compile` (convert first), `torch.export` with free
+batch, height and width, autocast, channels_last and second derivatives work as for a plain network.
 
 - ONNX: export with fixed batch, height and width: PyTorch's exporter (2.13) freezes the cells of adaptive pooling.
-- `DistributedDataParallel` or accumulation over R mini-batches, loss averaged over images, no batch normalisation:
-  gradients are those of one process with all images, but IsO's (`gradient="iso"`) of a modulated kernel is R times as
-  large, because IsO divides by the images that a process sees. Adam ignores the factor (but for epsilon); with SGD or
-  gradient clipping divide by R, or take "autograd". "go" averages over a process's images: its outputs depend on R.
+- `DistributedDataParallel` or accumulation over R mini-batches, with a loss that is averaged over images and without
+  batch normalisation: gradients are those of one process with all images, except that IsO's (`gradient="iso"`) of a
+  modulated kernel is R times as large, because IsO divides by the images that a process sees. Adam ignores the factor
+  (but for epsilon). With SGD or gradient clipping divide by R, or choose "autograd". "go" averages the attention over
+  a process's images, so its outputs depend on R.
 """
 from __future__ import annotations
 
@@ -29,6 +30,8 @@ from ikmlib.layers import IKMConv2d
 
 def obstacle(module: nn.Module) -> str | None:
     """Why `convert` cannot modulate this layer; None if it can."""
+    if isinstance(module, IKMConv2d):
+        return "it is already modulated"
     if type(module) is not nn.Conv2d:   # a subclass has a forward of its own, which would be lost
         return f"it is {type(module).__name__}, not nn.Conv2d"
     if module.groups > 1:
@@ -55,9 +58,12 @@ def _settings(**options) -> dict:
 
 
 def _chosen(module: nn.Module, where) -> dict[str, nn.Conv2d]:
-    """First name -> layer of what is to be converted. `where` and ValueError are those of `convert`."""
+    """First name -> layer of what `where` chooses among plain layers and modulated ones, as `convert` explains.
+
+    Raises ValueError for a pattern that fits none, and where nothing is chosen.
+    """
     every = dict(module.named_modules(remove_duplicate=False))   # a layer that is shared has several names
-    able = {name: child for name, child in every.items() if obstacle(child) is None}
+    able = {name: child for name, child in every.items() if isinstance(child, IKMConv2d) or obstacle(child) is None}
     if where is None or callable(where):
         chosen = {child for name, child in able.items() if where is None or where(name, child)}
     else:
@@ -68,22 +74,30 @@ def _chosen(module: nn.Module, where) -> dict[str, nn.Conv2d]:
                 why = obstacle(every[pattern]) if pattern in every else f"it is none of {', '.join(able)}"
                 raise ValueError(f"layer {pattern!r} cannot be converted: {why}")
             chosen |= matching
+    if not chosen:
+        why = f"none was chosen of {', '.join(able)}" if able else "no layer can be"
+        raise ValueError(f"nothing to convert: {why}")
     return {name: child for name, child in module.named_modules() if child in chosen}
 
 
 def convert(module: nn.Module, where: str | Sequence[str] | Callable[[str, nn.Conv2d], bool] | None = None, *,
             gradient: str = "iso", tau: float | str = 0.0, strict: bool = False, transform: str = "sigmoid",
             context: str = "own") -> tuple[str, ...]:
-    """Modulate convolutions of `module` by each image's own context (`IKMConv2d`), in place; the names of the layers.
+    """Modulate convolutions of `module` by each image's own context (`IKMConv2d`), in place; returns their names.
 
-    `where`: which; default: all that can be: `nn.Conv2d` itself (no subclass), one group, kernel larger than 1 x 1,
-    padded with zeros. Or a name, a pattern such as "layer1.*", several of them, or a function (name, layer) -> bool of
-    those that can be. The other options are `IKMConv2d`'s. "sigmoid" scales all kernels by about 1.5: train afterwards,
-    and compare with `context="constant"`, the same scale without the image.
-    Raises ValueError for a named layer that cannot be converted, a pattern that fits none that can, an unknown option.
+    `where` says which. The default is all that can be converted: `nn.Conv2d` itself (no subclass), with one group, a
+    kernel larger than 1 x 1, and zero padding. Or it is a name, a pattern such as "layer1.*", several of them, or a
+    function (name, layer) -> bool, which is asked for each of these layers. The other options are `IKMConv2d`'s.
+    "sigmoid" scales all kernels by about 1.5: train afterwards, and compare with `context="constant"`, which has the
+    same scale without the image.
+
+    Raises ValueError, and changes nothing, for an unknown option, for a layer that cannot be converted or is already
+    modulated (whatever its options), for a pattern that fits none, and where there is nothing to convert.
     """
     settings = _settings(gradient=gradient, tau=tau, strict=strict, transform=transform, context=context)
     layers = _chosen(module, where)
+    if modulated := [name for name, child in layers.items() if isinstance(child, IKMConv2d)]:
+        raise ValueError(f"already modulated: {', '.join(modulated)}; `revert` changes them back, or name other layers")
     for conv in layers.values():
         if isinstance(conv.padding, str):
             conv.padding = tuple(n // 2 for n in _same_padding(conv)) if conv.padding == "same" else (0, 0)
@@ -93,11 +107,16 @@ def convert(module: nn.Module, where: str | Sequence[str] | Callable[[str, nn.Co
 
 
 def revert(module: nn.Module) -> tuple[str, ...]:
-    """Turn every IKM convolution of `module` into the plain one with the same weights, in place; their names.
+    """Turn every IKM convolution of `module` into the plain one with the same weights, in place; returns their names.
 
-    String padding, which `convert` turns into numbers, stays numbers: "same" of a 3 x 3 kernel is 1.
+    String padding, which `convert` turns into numbers, stays numbers: "same" of a 3 x 3 kernel is 1. Raises ValueError,
+    and changes nothing, if a layer is of a subclass of `IKMConv2d`, as parametrised layers are.
     """
-    layers = {name: child for name, child in module.named_modules() if type(child) is IKMConv2d}
+    layers = {name: child for name, child in module.named_modules() if isinstance(child, IKMConv2d)}
+    for name, conv in layers.items():
+        if type(conv) is not IKMConv2d:
+            raise ValueError(f"layer {name!r} cannot be reverted: it is {type(conv).__name__}; where that comes from a "
+                             f"parametrization, torch.nn.utils.parametrize.remove_parametrizations first")
     for conv in layers.values():
         for name in _settings():
             del vars(conv)[name]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ikmlib import datasets
 
-# Validation images are cut from the training images once and for all: every n-th in order of name.
+# Every n-th training image, in order of name, is a validation image and never trained on.
 VALIDATION_EVERY = {"BSDS500": 40, "DIV2K": 80}
 VALIDATION_CROP = 192   # HR pixels, centre
 # Training images that show a test image: never trained or validated on.
@@ -54,9 +54,9 @@ def imresize(image_uint8_hwc: np.ndarray, scale: float) -> np.ndarray:
     doubles. The height pass is rounded to uint8 before the width pass. Raises ValueError for another type or a
     scale <= 0.
 
-    Checked: at 1/2, 1/3 and 1/4 every value equals the files that MATLAB made of Set5 (Set5_LR), and enlarging those
-    by 2 and 4 gives the bicubic PSNR and SSIM of the paper's Table I to the last digit. Other factors follow the same
-    formulas, but were not compared with MATLAB.
+    At 1/2, 1/3 and 1/4 every value equals the files that MATLAB made of Set5 (Set5_LR). Enlarging those by 2 and 4
+    gives the bicubic PSNR and SSIM of the paper's Table I to the last digit. Other factors follow the same formulas,
+    but were not compared with MATLAB.
     """
     image = np.asarray(image_uint8_hwc)
     if image.dtype != np.uint8 or image.ndim != 3:
@@ -86,10 +86,10 @@ def to_rgb(image: np.ndarray) -> np.ndarray:
 
 
 def split(names: tuple[str, ...]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Training and validation images of the named training sets: (train, validation), each "set/image" -> uint8 RGB.
+    """(training images, validation images) of the named training sets, each "set/image" -> uint8 RGB (H, W, 3).
 
-    Validation images are centre crops of VALIDATION_CROP pixels; TEST_TWINS are left out. Raises ValueError if a set
-    is a test set, and FileNotFoundError if one is not installed.
+    Validation images are centre crops of at most VALIDATION_CROP pixels; TEST_TWINS are left out. Raises ValueError if
+    a set is a test set, and FileNotFoundError if a set is not installed.
     """
     train, validation = {}, {}
     for name in names:
@@ -128,8 +128,9 @@ class PatchSampler:
     """Aligned, augmented LR/HR patch pairs cut on the device; batch u is a pure function of (seed, u).
 
     Every image is equally likely, then every position in it, then each of the 8 flips and rotations. Nothing is kept
-    between batches, so training continues anywhere, and models trained with one seed see the same batches.
-    `images`: uint8 (H, W, 3) each; `patch`: LR pixels. Raises ValueError if an image is smaller than an HR patch.
+    between batches, so training can continue at any update, and all networks trained with one seed see the same
+    batches. `images`: uint8 (H, W, 3) each; `patch`: side of an LR patch, pixels. Raises ValueError if there is no
+    image or one is smaller than an HR patch.
     """
 
     def __init__(self, images: dict[str, np.ndarray], scale: int, patch: int, *, device: torch.device | str = "cpu"):
@@ -146,12 +147,16 @@ class PatchSampler:
         self._lr, self._hr = _Pixels(lr, self.device), _Pixels(hr, self.device)
 
     def draw(self, seed: int, update: int, batch: int) -> Tensor:
-        """What mini-batch `update` shows: image, top, left, transpose, flip rows, flip columns: (6, B) integers."""
+        """What mini-batch `update` shows, (6, B) integers on the device: image, top, left (LR pixels), and 0 or 1 for
+        transpose, flip rows, flip columns. On a GPU nothing waits for the copy."""
         random = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, update]))
         image = random.integers(len(self._size), size=batch)
         room = self._size[image] - self.patch + 1
         corner = (random.random((batch, 2)) * room).astype(np.int64)
-        return torch.from_numpy(np.stack([image, *corner.T, *random.integers(2, size=(3, batch))])).to(self.device)
+        drawn = torch.from_numpy(np.stack([image, *corner.T, *random.integers(2, size=(3, batch))]))
+        if self.device.type == "cuda":
+            drawn = drawn.pin_memory()   # from other memory, a copy waits for all that the device has to do
+        return drawn.to(self.device, non_blocking=True)
 
     def _grid(self, side: int, transpose: Tensor, flip_rows: Tensor, flip_columns: Tensor) -> tuple[Tensor, Tensor]:
         """Where each pixel of an augmented side x side patch comes from: rows, columns (B, side, side)."""
@@ -176,7 +181,8 @@ class PatchSampler:
 @lru_cache(maxsize=2)
 def training_data(names: tuple[str, ...], scale: int, patch: int,
                   device: str) -> tuple[PatchSampler, dict, tuple[str, ...]]:
-    """Sampler, validation images, and the names of images left out: TEST_TWINS and those smaller than an HR patch."""
+    """What a run is trained on: the sampler, the validation images (see `split`), and the names of the training images
+    that are left out, which are TEST_TWINS and those smaller than an HR patch. The errors are those of `split`."""
     train, validation = split(names)
     small = tuple(name for name, image in train.items() if min(image.shape[:2]) < patch * scale)
     twins = tuple(name for name in TEST_TWINS if name.split("/")[0] in names)

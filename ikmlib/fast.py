@@ -1,16 +1,16 @@
 """The functions of `layers` and `models` rearranged for speed: the same outputs and gradients, to rounding.
 
-1. IsO's gradient of the shared kernel, the mean over images of dL/dw_b without the factors a_b (Eq. 15), is what a
-   plain convolution of the same inputs and output gradients gives, divided by B. No kernel gradient of an image's own
-   is needed.
-2. After a ReLU and with tau <= 0 every pixel is principal: attention is one known number, and one plain convolution
-   serves the whole batch.
-3. A convolution is a sum over its input channels, and attention belongs to an input channel. So in a dense unit each
-   feature is attended to and convolved once, for all the layers that read it.
+1. IsO's gradient of the shared kernel is the mean over images of dL/dw_b, without the factors a_b (Eq. 15). A plain
+   convolution of the same inputs and output gradients gives B times this mean: no image needs a kernel gradient of
+   its own.
+2. After a ReLU, and with tau <= 0, every pixel is principal: the attention is one known number, and one plain
+   convolution serves the whole batch.
+3. A convolution is a sum over its input channels, and attention belongs to an input channel. So a dense unit attends to
+   each feature once, and convolves it once, for all the layers that read it.
 4. On a CPU, images are the groups of one convolution only where they are small.
 
-A layer `conv` is an `nn.Conv2d` or a `layers.IKMConv2d`, which alone has `attend`. Beside the functions, two things
-that change no result: an update as one launch on a GPU, and memory that is kept on a CPU.
+A layer `conv` is an `nn.Conv2d` or a `layers.IKMConv2d`, which alone has `attention`. `Captured` and `keep_memory`
+change no result: the first launches an update on a GPU at once, the second keeps a CPU process's memory.
 """
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.amp import is_autocast_available
-from torch.autograd.function import once_differentiable
 from torch.nn.modules.utils import _ntuple
 
 # Pixels up to which a batch of images, each with its own kernel, is convolved faster in one call on a CPU
@@ -33,75 +32,105 @@ SMALL = 32 * 32
 # --- one layer ------------------------------------------------------------------------------------------------------
 
 
+def check_attention(x: Tensor, weight: Tensor, attention: Tensor | float) -> None:
+    """Raise ValueError unless the attention is a number, (B, Ci, k, k) or (1, Ci, k, k)."""
+    allowed = [(images, *weight.shape[1:]) for images in (x.shape[0], 1)]
+    if isinstance(attention, Tensor) and tuple(attention.shape) not in allowed:
+        raise ValueError(f"attention must be a number or of shape {' or '.join(map(str, allowed))}, not "
+                         f"{tuple(attention.shape)}")
+
+
 def _conv_each(x: Tensor, kernels: Tensor, stride, padding, dilation) -> Tensor:
     """Image b with its own kernel (Eq. 13): x (B, Ci, H, W), kernels (B, Co, Ci, k, k) -> (B, Co, H', W')."""
-    if not x.is_cuda and x.shape[-2] * x.shape[-1] > SMALL:
+    one_call = x.is_cuda or torch.compiler.is_exporting()   # an exported program has to serve all sizes
+    if not one_call and x.shape[-2] * x.shape[-1] > SMALL:
         return torch.cat([F.conv2d(image, kernel, None, stride, padding, dilation)
                           for image, kernel in zip(x.split(1), kernels, strict=True)])
-    options = dict(stride=stride, padding=padding, dilation=dilation, groups=len(x))
-    if x.is_cuda or x.is_contiguous():
-        y = F.conv2d(x.flatten(0, 1)[None], kernels.flatten(0, 1), **options).squeeze(0).unflatten(0, (len(x), -1))
+    images = x.shape[0]
+    options = dict(stride=stride, padding=padding, dilation=dilation, groups=images)
+    if x.is_contiguous():
+        y = F.conv2d(x.flatten(0, 1)[None], kernels.flatten(0, 1), **options).squeeze(0).unflatten(0, (images, -1))
     else:   # channels last, and so is the one image of all channels
         image = x.permute(2, 3, 0, 1).flatten(2)[None].permute(0, 3, 1, 2)   # (1, B Ci, H, W)
         y = F.conv2d(image, kernels.flatten(0, 1), **options).squeeze(0)
-        y = y.permute(1, 2, 0).unflatten(2, (len(x), -1)).permute(2, 3, 0, 1)
-    return y if y.is_cuda or y.is_contiguous() else y.contiguous(memory_format=torch.channels_last)
+        y = y.permute(1, 2, 0).unflatten(2, (images, -1)).permute(2, 3, 0, 1)
+    return y if y.is_contiguous() else y.contiguous(memory_format=torch.channels_last)
+
+
+class _IsoKernels(torch.autograd.Function):
+    """a * w for all images, (Co, Ci, k, k), or for each of them, (B, Co, Ci, k, k), with IsO's gradient (Eq. 15)."""
+
+    @staticmethod
+    def forward(ctx, weight, attention, images):
+        ctx.images = images
+        return (weight * attention).to(weight.dtype)   # in the weight's memory format
+
+    @staticmethod
+    def backward(ctx, grad):
+        return (grad.sum(0) if grad.dim() == 5 else grad) / ctx.images, None, None
 
 
 class _IsoGradient(torch.autograd.Function):
     """Gives the shared kernel its gradient (Eq. 15), where y was computed from x with kernels that have none."""
 
     @staticmethod
-    def forward(ctx, y, x, weight, stride, padding, dilation):
-        ctx.save_for_backward(x, weight)
+    def forward(ctx, y, x, weight, attention, stride, padding, dilation):
+        ctx.save_for_backward(x, weight, attention)
         ctx.geometry = stride, padding, dilation
         return y.detach()   # a view of an input could not be added to in place
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
-        x, weight = ctx.saved_tensors
+        x, weight, attention = ctx.saved_tensors
+        if torch.is_grad_enabled():   # the gradients will be differentiated, so they come from kernels of each image
+            y = _conv_each(x, _IsoKernels.apply(weight, attention[:, None], len(x)), *ctx.geometry)
+            inputs = [tensor for tensor in (x, weight) if tensor.requires_grad]
+            found = list(torch.autograd.grad(y, inputs, grad, create_graph=True))
+            grad_weight = found.pop() if weight.requires_grad else None
+            return None, found.pop() if found else None, grad_weight, None, None, None, None
         _, grad_weight, _ = torch.ops.aten.convolution_backward(
             grad, x, weight, None, *ctx.geometry, False, [0, 0], 1, [False, True, False])
-        return grad, None, grad_weight / len(x), None, None, None
+        return grad, None, grad_weight / len(x), None, None, None, None
 
 
 def modulated_conv2d(x: Tensor, weight: Tensor, attention: Tensor | float, bias: Tensor | None = None, *, stride=1,
                      padding=0, dilation=1, gradient: str = "iso") -> Tensor:
     """`layers.modulated_conv2d`: convolution of image b with a_b * w; x (B, Ci, H, W) -> (B, Co, H', W').
 
-    Where one kernel serves all images, which is so for a batch of one, for GO and where attention is a number, one
-    plain convolution does. The batch may be empty.
+    One plain convolution does where one kernel serves all images: with the rule "go", and where the attention is a
+    number or that of one image. The batch may be empty.
     """
-    geometry = [_ntuple(2)(n) for n in (stride, padding, dilation)]
+    check_attention(x, weight, attention)
+    geometry, images = [_ntuple(2)(n) for n in (stride, padding, dilation)], x.shape[0]
     device = x.device.type
     if is_autocast_available(device) and torch.is_autocast_enabled(device):   # the custom backward is outside its reach
         x, weight = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (x, weight))
-    if isinstance(attention, Tensor) and (len(x) < 2 or gradient == "go"):
-        attention = attention.mean(0) if len(x) else 1.0
-    each = isinstance(attention, Tensor) and attention.dim() == 4   # otherwise one kernel serves all images
-    kernels = (weight * (attention[:, None] if each else attention)).to(weight.dtype)   # in the weight's memory format
+    if isinstance(attention, Tensor) and (attention.shape[0] < 2 or gradient == "go"):
+        attention = attention.mean(0) if attention.shape[0] else 1.0
+    each = isinstance(attention, Tensor) and attention.dim() == 4
+    if not each and gradient == "iso":
+        kernels = _IsoKernels.apply(weight, attention, max(images, 1))
+    else:
+        kernels = (weight * (attention[:, None] if each else attention)).to(weight.dtype)   # in its memory format
     if not each:
-        if gradient == "iso":   # dL/dw without the factor a, divided by B: what is added is 0, but has a gradient
-            kernels = kernels.detach() + (weight - weight.detach()) / max(len(x), 1)
         return F.conv2d(x, kernels, bias, *geometry)
     if gradient == "iso":
-        y = _IsoGradient.apply(_conv_each(x, kernels.detach(), *geometry), x.detach(), weight, *geometry)
+        y = _IsoGradient.apply(_conv_each(x, kernels.detach(), *geometry), x, weight, attention, *geometry)
     else:
         y = _conv_each(x, kernels, *geometry)
     return y if bias is None else y + bias.reshape(-1, 1, 1).to(y.dtype)
 
 
-def known_attention(conv: nn.Conv2d, after_relu: bool) -> float | None:
-    """An IKM layer's attention if it is the same number for every image, None if it must be computed from x.
+def after_relu(conv: nn.Conv2d) -> dict[str, float]:
+    """What to call a layer with, beside an input that comes from a ReLU: {"attention": a} where the ReLU makes it the
+    same number for every image, {} where it must be computed, and for a plain convolution.
 
-    `after_relu`: x comes from a ReLU. (A NaN in x is not principal. Where there is one, the output is NaN either way,
-    but what the NaN's channel adds elsewhere in its image is not quite the same.)
+    (A NaN in the input is not principal. Where there is one, the output is NaN either way, but what the NaN's channel
+    adds elsewhere in its image is not quite the same.)
     """
-    all_principal = after_relu and not conv.strict and not isinstance(conv.tau, str) and conv.tau <= 0
-    if all_principal or conv.context == "constant":
-        return 1.5 if conv.transform == "sigmoid" else 1.0   # all cells are alike: n softmax(p) = 1
-    return None
+    if not hasattr(conv, "attention") or conv.strict or isinstance(conv.tau, str) or conv.tau > 0:
+        return {}
+    return {"attention": 1.5 if conv.transform == "sigmoid" else 1.0}   # all cells are alike: n softmax(p) = 1
 
 
 # --- a dense unit ---------------------------------------------------------------------------------------------------
@@ -129,12 +158,10 @@ def dense_unit(unit: nn.Module, x: Tensor) -> Tensor:
     features, sums = [x], None   # sums: what the inputs so far give to the layers that are still to come
     layers = zip(unit.convs, unit.attentions, _kernels_by_input(unit.convs), strict=True)
     for i, (conv, attention, kernel) in enumerate(layers):
-        feature, geometry = features[i], dict(padding=conv.padding, dilation=conv.dilation)
-        if hasattr(conv, "attend"):
-            a = conv.attend(feature, known_attention(conv, after_relu=i > 0))
-            spread = modulated_conv2d(feature, kernel, a, **geometry, gradient=conv.gradient)
+        if hasattr(conv, "attention"):
+            spread = conv(features[i], weight=kernel, **(after_relu(conv) if i else {}))
         else:
-            spread = F.conv2d(feature, kernel, **geometry)
+            spread = F.conv2d(features[i], kernel, padding=conv.padding, dilation=conv.dilation)
         sums = spread if sums is None else spread.add_(sums)
         y, sums = sums.split([conv.out_channels, sums.shape[1] - conv.out_channels], 1)
         features.append(F.relu(attention(y)))

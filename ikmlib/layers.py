@@ -1,11 +1,15 @@
 """The paper's equations: contextual attention, image-specific kernel modulation, the attentions it is compared with.
 
 Letters, used everywhere: B images in the batch, Ci/Co input/output channels, k kernel size, H/W height and width.
-Attention of image b is a_b (Ci, k, k); the shared kernel is w (Co, Ci, k, k); the modulated kernel is w_b = a_b * w.
-All is written as the paper writes it. `fast` computes the same in less time, and serves where a layer's `fast` is True.
+The attention of image b is a_b (Ci, k, k), the shared kernel is w (Co, Ci, k, k), the modulated kernel w_b = a_b * w.
+
+Two pure functions make an IKM layer: `contextual_attention` computes a_b from an image, `modulated_conv2d` convolves
+the image with a_b * w. Both are written as the paper writes them, and `IKMConv2d` calls one after the other. It has one
+switch: where its `fast` is True (the default) it calls the quicker `fast.modulated_conv2d`, the same to rounding.
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,7 +17,6 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from ikmlib import fast
 from ikmlib.config import require
@@ -22,6 +25,20 @@ GRADIENTS = ("iso", "go", "autograd")
 TRANSFORMS = ("sigmoid", "softmax", "residual")
 ATTENTIONS = ("none", "ca", "sa", "ikm")
 CONTEXTS = ("own", "constant", "shuffled")
+THRESHOLDS = ("mean", "median")   # what tau may be beside a number
+CONSTANT_ATTENTION = {"sigmoid": 1.5, "softmax": 1.0, "residual": 1.0}   # where all cells are alike
+
+
+def check_options(*, gradient: str, tau: float | str, strict: bool, transform: str, context: str) -> None:
+    """Raise ValueError, which names the value and what is allowed, for an option that no IKM layer has."""
+    require("gradient rule", gradient, GRADIENTS)
+    require("transform", transform, TRANSFORMS)
+    require("context", context, CONTEXTS)
+    if tau not in THRESHOLDS and not (type(tau) in (int, float) and math.isfinite(tau)):
+        raise ValueError(f"unknown tau {tau!r}; allowed: a finite number, {', '.join(THRESHOLDS)}")
+    if not isinstance(strict, bool):
+        raise ValueError(f"unknown strict {strict!r}; allowed: False, True")
+
 
 # --- contextual attention generation (CAG), Eqs. 9-11 ---------------------------------------------------------------
 
@@ -31,28 +48,30 @@ def pooled_mask(x: Tensor, kernel_size: int | tuple[int, ...], *, tau: float | s
     """Share of principal pixels in each of the k x k cells of every channel: CAG's steps 1 and 2 (Eq. 10).
 
     x (B, Ci, H, W) or, for signals, (B, Ci, L) -> (B, Ci, k, k) or (B, Ci, k), values in [0, 1], without gradient.
-    A pixel is principal where x >= tau, or where x > tau if `strict`. tau is a number, or "mean" or "median", which
-    stand for that of each channel of each image. Raises ValueError for another tau or another number of dimensions.
+    A pixel is principal where x >= tau or, if `strict`, where x > tau. tau is a number, or "mean" or "median": that of
+    each channel of each image. Raises ValueError for another tau or another number of dimensions.
     """
     pool = {3: F.adaptive_avg_pool1d, 4: F.adaptive_avg_pool2d}.get(x.dim())
     if pool is None:
         raise ValueError(f"contextual attention takes (B, C, L) or (B, C, H, W), not {tuple(x.shape)}")
     x = x.detach()
     if isinstance(tau, str):
-        require("tau", tau, ("mean", "median"))
+        require("tau", tau, THRESHOLDS)
         tau = pool(x, 1) if tau == "mean" else x.flatten(2).median(-1).values.reshape(pool(x, 1).shape)
-    # Comparing in place gives 0 and 1 in x's type, which on a CPU is faster than converting booleans
-    return pool(x.clone().gt_(tau) if strict else x.clone().ge_(tau), kernel_size)
+    # Pooling of channels-last input on CUDA uses a single block of threads an image
+    mask = x.clone(memory_format=torch.contiguous_format if x.is_cuda else torch.preserve_format)
+    mask = mask.gt_(tau) if strict else mask.ge_(tau)   # in place: 0 and 1 in x's type, faster than from booleans
+    return pool(mask, kernel_size)
 
 
 def proportion_transform(pooled: Tensor, transform: str = "sigmoid") -> Tensor:
     """Attention from pooled masks: CAG's step 3 (Eq. 11). (B, Ci, k, k) -> (B, Ci, k, k); n = k*k cells.
 
-    "sigmoid"   a = 1 + sigmoid(n softmax(p) - 1), the released form: a = 1.5 where all cells are alike
-    "softmax"   a = n softmax(p), the values that Fig. 2 shows: around 1
-    "residual"  a = 1 + softmax(p) - 1/n, an older form: within 1 +- 1/n
+    "sigmoid"   a = 1 + sigmoid(n softmax(p) - 1), the released form
+    "softmax"   a = n softmax(p), the values that Fig. 2 shows
+    "residual"  a = 1 + softmax(p) - 1/n, an older form, within 1 +- 1/n
 
-    Raises ValueError for another transform.
+    `CONSTANT_ATTENTION` is a where all cells are alike. Raises ValueError for another transform.
     """
     require("transform", transform, TRANSFORMS)
     share = torch.softmax(pooled.flatten(2).transpose(1, 2), 1)   # (B, n, Ci): over a last axis of nine it is slow
@@ -67,22 +86,19 @@ def proportion_transform(pooled: Tensor, transform: str = "sigmoid") -> Tensor:
 
 
 def attention_range(cells: int = 9, transform: str = "sigmoid") -> tuple[float, float]:
-    """Least and largest value that the attention can take with so many cells; the defaults are the released form.
-
-    A cell's softmax share grows with its own pooled mask and falls with the others', and masks lie in 0..1: the
-    extremes are an empty cell among full ones, and a full cell among empty ones.
-    """
+    """Least and largest value of the attention, by default in its released form: those of a cell without principal
+    pixels among full ones, and of a full cell among empty ones."""
     one = torch.eye(cells, dtype=torch.float64)[:1, None]
     return tuple(proportion_transform(pooled, transform)[0, 0, 0].item() for pooled in (1 - one, one))
 
 
 def contextual_attention(x: Tensor, kernel_size: int | tuple[int, ...], *, tau: float | str = 0.0, strict: bool = False,
                          transform: str = "sigmoid") -> Tensor:
-    """Attention of each image's kernels, a_b = CAG(x_b) (Eqs. 9-11).
+    """The attention of each image, a_b = CAG(x_b) (Eqs. 9-11).
 
-    x (B, Ci, H, W) or (B, Ci, L) -> (B, Ci, k, k) or (B, Ci, k). It has no parameters, and no gradient flows through
-    it, because the threshold is hard. The defaults are the released form. For the options and the errors see
-    `pooled_mask` and `proportion_transform`.
+    x (B, Ci, H, W) or (B, Ci, L) -> (B, Ci, k, k) or (B, Ci, k). There are no parameters, and no gradient flows
+    through, because the threshold is hard. The defaults are the released form. `pooled_mask` and
+    `proportion_transform` explain the options and the errors.
     """
     return proportion_transform(pooled_mask(x, kernel_size, tau=tau, strict=strict), transform)
 
@@ -101,7 +117,6 @@ class IsoKernels(torch.autograd.Function):
         return weight * attention[:, None]   # Eq. 12: w_b = a_b * w
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         return grad.mean(0), None   # Eq. 15: the mean of the dL/dw_b of Eq. 14, without the factors a_b
 
@@ -117,9 +132,11 @@ def modulated_conv2d(x: Tensor, weight: Tensor, attention: Tensor | float, bias:
     "autograd"  dL/dw = sum_b a_b * dL/dw_b, the exact derivative
     "go"        general optimisation (footnote 1): the attention is averaged over the batch, one kernel for all images
 
-    The bias, if any, is never modulated and has its exact gradient. Raises ValueError for an unknown rule.
+    The bias, if any, is never modulated and has its exact gradient. Raises ValueError for an unknown rule and for an
+    attention of another shape.
     """
     require("gradient rule", gradient, GRADIENTS)
+    fast.check_attention(x, weight, attention)
     if not isinstance(attention, Tensor):
         attention = x.new_full((1, 1, 1, 1), attention)
     attention = attention.expand(len(x), *weight.shape[1:])
@@ -135,54 +152,48 @@ def modulated_conv2d(x: Tensor, weight: Tensor, attention: Tensor | float, bias:
 class IKMConv2d(nn.Conv2d):
     """Drop-in for `nn.Conv2d` whose kernel is modulated for each image by that image's own context (Eqs. 7-15).
 
-    It has the same parameters and `state_dict` keys, takes (B, Ci, H, W) or (Ci, H, W) of any size, and any k and
-    dilation. For `gradient` see `modulated_conv2d`, for `tau`, `strict` and `transform` see `contextual_attention`.
+    It has the same parameters and `state_dict` keys, and takes (B, Ci, H, W) or (Ci, H, W) of any size, and any k and
+    dilation. `modulated_conv2d` explains `gradient`; `contextual_attention` explains `tau`, `strict` and `transform`.
     `context` is for controls: "own" is IKM; "constant" takes the attention of an image without context; "shuffled"
     takes that of the batch's next image (an image alone has only its own). Raises ValueError for unknown options.
     """
 
-    fast = True          # False: computed as written here
-    after_relu = False   # True: every input comes from a ReLU, so that `fast` may know the attention
+    fast = True   # False: by this file's modulated_conv2d
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int], *, stride=1, padding=0,
                  dilation=1, bias: bool = True, gradient: str = "iso", tau: float | str = 0.0, strict: bool = False,
                  transform: str = "sigmoid", context: str = "own"):
-        require("gradient rule", gradient, GRADIENTS)
-        require("transform", transform, TRANSFORMS)
-        require("context", context, CONTEXTS)
+        check_options(gradient=gradient, tau=tau, strict=strict, transform=transform, context=context)
         if isinstance(padding, str):
             raise ValueError(f"padding must be a number or a pair of numbers, not {padding!r}")
-        if isinstance(tau, str):
-            require("tau", tau, ("mean", "median"))
         super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=padding, dilation=dilation,
                          bias=bias)
         self.gradient, self.context = gradient, context
         self.tau, self.strict, self.transform = tau, strict, transform
-        self.overrides = ()   # what `attending` puts in the place of this layer's attention
 
-    def attention(self, x: Tensor) -> Tensor:
-        """This layer's own attention of x (Eqs. 9-11): (B, C, H, W) -> (B, C, k, k), for any number of channels C."""
+    def attention(self, x: Tensor) -> Tensor | float:
+        """This layer's own attention of x (Eqs. 9-11), for any number of channels C.
+
+        (B, C, H, W) or (C, H, W) -> (B, C, k, k) or (1, C, k, k); with `context="constant"` a number.
+        """
         if self.context == "constant":
-            x = torch.zeros_like(x)   # all cells are alike
-        own = contextual_attention(x, self.kernel_size, tau=self.tau, strict=self.strict, transform=self.transform)
+            return CONSTANT_ATTENTION[self.transform]
+        own = contextual_attention(x if x.dim() == 4 else x[None], self.kernel_size, tau=self.tau, strict=self.strict,
+                                   transform=self.transform)
         return own.roll(-1, 0) if self.context == "shuffled" else own
 
-    def attend(self, x: Tensor, known: float | None = None) -> Tensor | float:
-        """The attention used for x: this layer's own, unless `attending` replaces it. `known`: its value if
-        that is one number."""
-        own = partial(self.attention, x) if known is None else lambda: known
-        for override in self.overrides:
-            own = partial(override, self, own)
-        return own()
+    def forward(self, x: Tensor, *, attention: Tensor | float | None = None, weight: Tensor | None = None) -> Tensor:
+        """x (B, Ci, H, W) -> (B, Co, H', W'), or both without B.
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, Ci, H, W) -> (B, Co, H', W'), or the same without B."""
+        `attention` replaces the layer's own: (B, Ci, k, k), (1, Ci, k, k) or a number. `weight` replaces its kernel, by
+        one with any numbers of channels. Raises ValueError for an attention of another shape.
+        """
         if x.dim() == 3:
-            return self.forward(x[None])[0]
+            return self.forward(x[None], attention=attention, weight=weight)[0]
         convolve = fast.modulated_conv2d if self.fast else modulated_conv2d
-        known = fast.known_attention(self, self.after_relu) if self.fast else None
-        return convolve(x, self.weight, self.attend(x, known), self.bias, stride=self.stride, padding=self.padding,
-                        dilation=self.dilation, gradient=self.gradient)
+        return convolve(x, self.weight if weight is None else weight,
+                        self.attention(x) if attention is None else attention, self.bias, stride=self.stride,
+                        padding=self.padding, dilation=self.dilation, gradient=self.gradient)
 
     def extra_repr(self) -> str:
         return (f"{super().extra_repr()}, gradient={self.gradient}, tau={self.tau}, strict={self.strict}, "
@@ -191,20 +202,25 @@ class IKMConv2d(nn.Conv2d):
 
 @contextmanager
 def attending(model: nn.Module, attend: Callable) -> Iterator[None]:
-    """Watch attention, or replace it: within the block every IKM layer takes `attend(layer, own)` for its attention.
+    """Watch or replace attention: within the block, every call of an IKM layer of `model` first calls
+    `attend(layer, own)` and takes what it returns as its `attention`; if it returns None, nothing changes.
 
-    `own()` is the attention that the layer would take otherwise, (B, C, k, k) or a number. As written, C is all Ci
-    channels. In a `fast` dense unit the d-th layer is asked only for the channels that the layer before it added, and
-    all later layers use its answer for these channels. Blocks may be nested: `own()` is then the outer block's answer.
+    `own()` is the attention that the layer would take otherwise, (B, C, k, k) or a number. Blocks may be nested:
+    `own()` is then the outer block's answer. C is Ci, except in a dense unit whose `fast` is True: there the d-th layer
+    is called with only the channels that the layer before it added, and its kernels for them serve all later layers.
     """
-    layers = [module for module in model.modules() if isinstance(module, IKMConv2d)]
-    for layer in layers:
-        layer.overrides += (attend,)
+    def give(layer, inputs, options):
+        given = options.get("attention")
+        answer = attend(layer, partial(layer.attention, *inputs) if given is None else lambda: given)
+        return inputs, options if answer is None else {**options, "attention": answer}
+
+    hooks = [module.register_forward_pre_hook(give, with_kwargs=True)
+             for module in model.modules() if isinstance(module, IKMConv2d)]
     try:
         yield
     finally:
-        for layer in layers:
-            layer.overrides = layer.overrides[:-1]
+        for hook in hooks:
+            hook.remove()
 
 
 # --- the attentions of Table III ------------------------------------------------------------------------------------

@@ -1,11 +1,13 @@
 """The networks: residual, dense, residual dense, U-hourglass dense blocks in one backbone (Figs. 4, 7, Eqs. 16-17, 19).
 
 An `Architecture` says what is built, in the paper's symbols: N blocks of U dense units with depths d, C channels,
-growth g. Every block and every unit takes x (B, C, H, W) and returns the same shape.
+growth g. Every block and every unit takes x (B, C, H, W) and returns the same shape. Blocks and units are written as
+the paper writes them; where their `fast` is True (the default), they compute the same as in `ikmlib.fast`, to rounding.
 """
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 from ikmlib import fast
 from ikmlib.config import require
-from ikmlib.layers import ATTENTIONS, ChannelAttention, IKMConv2d, SpatialAttention
+from ikmlib.layers import ATTENTIONS, ChannelAttention, IKMConv2d, SpatialAttention, check_options
 
 SCALES = (2, 3, 4)
 BLOCKS = ("rb", "db", "rdb", "uhdb")
@@ -27,7 +29,8 @@ RGB_STD = (0.242, 0.234, 0.246)
 class Architecture:
     """What a network is. The defaults are U-HDN with IKM; `ARCHITECTURES` names the paper's networks.
 
-    Raises ValueError for an unknown block or attention, and for an even kernel size.
+    Every field is checked, also where the network does not use it. Raises ValueError, which names the value and what is
+    allowed.
     """
 
     block: str = "uhdb"                               # rb | db | rdb | uhdb
@@ -48,8 +51,22 @@ class Architecture:
     def __post_init__(self):
         require("block", self.block, BLOCKS)
         require("attention", self.attention, ATTENTIONS)
+        check_options(gradient=self.gradient, tau=self.tau, strict=self.strict, transform=self.transform,
+                      context=self.context)
+        if not isinstance(self.depths, tuple) or not self.depths:
+            raise ValueError(f"depths must be a tuple of numbers, one or more, not {self.depths!r}")
+        counts = [(name, getattr(self, name)) for name in ("blocks", "channels", "growth", "kernel", "dilation")]
+        for name, count in counts + [("depths", depth) for depth in self.depths]:
+            if type(count) is not int or count < 1:
+                raise ValueError(f"{name} must be a whole number, at least 1, not {count!r}")
         if self.kernel % 2 == 0:
-            raise ValueError(f"kernel size {self.kernel} is even; the blocks keep the image size, and need an odd one")
+            raise ValueError(f"kernel must be odd, so that the blocks keep the image size, not {self.kernel}")
+        if self.channels % 4:
+            raise ValueError(f"channels must be a multiple of 4, as upscaling has groups of 4, not {self.channels}")
+        if self.attention in ("ca", "sa") and self.growth < 4:
+            raise ValueError(f"growth must be at least 4, as {self.attention} keeps a quarter of it, not {self.growth}")
+        if type(self.gain) not in (int, float) or not math.isfinite(self.gain):
+            raise ValueError(f"gain must be a finite number, not {self.gain!r}")
 
 
 ARCHITECTURES = {
@@ -84,7 +101,7 @@ def _feature_attention(arch: Architecture, channels: int) -> nn.Module:
 class DenseUnit(nn.Module):
     """F_d (Eqs. 16-17): d layers of convolution and ReLU, each concatenated to its input; 1x1 transition, no ReLU."""
 
-    fast = True   # False: computed as written here
+    fast = True   # computed by inputs, `fast.dense_unit`
 
     def __init__(self, arch: Architecture, depth: int):
         super().__init__()
@@ -106,20 +123,21 @@ class DenseUnit(nn.Module):
 class ResidualBlocks(nn.Module):
     """RB: a chain of residual blocks as in EDSR, no batch normalisation, no biases: y = conv(relu(conv(x))) + x."""
 
+    fast = True   # attention behind a ReLU is not computed where `fast.after_relu` knows it
+
     def __init__(self, arch: Architecture):
         super().__init__()
         c = arch.channels
         self.convs = nn.ModuleList(nn.ModuleList(_conv(arch, c, c) for _ in range(depth)) for depth in arch.depths)
         self.attentions = nn.ModuleList(
             nn.ModuleList(_feature_attention(arch, c) for _ in range(depth)) for depth in arch.depths)
-        for conv in (conv for convs in self.convs for conv in convs[1:]):
-            conv.after_relu = True
 
     def forward(self, x: Tensor) -> Tensor:
         for convs, attentions in zip(self.convs, self.attentions, strict=True):
             y = x
             for i, (conv, attention) in enumerate(zip(convs, attentions, strict=True)):
-                y = attention(conv(F.relu(y) if i else y))
+                known = fast.after_relu(conv) if self.fast and i else {}
+                y = attention(conv(F.relu(y) if i else y, **known))
             x = y + x
         return x
 
@@ -183,9 +201,8 @@ class SRNetwork(nn.Module):
     """The backbone of Fig. 4: head, N blocks, convolution, long skip, sub-pixel upscaling, tail.
 
     It takes RGB (B, 3, H, W) in 0..1 and returns RGB (B, 3, sH, sW) in about 0..1, not clipped. Inside, values are
-    normalised with the mean and deviation of the paper's training set. With `fast=False` the blocks are computed as
-    written here and in `layers`, otherwise as in `fast`: the same function of the same weights, to rounding. Raises
-    ValueError for an unknown scale.
+    normalised with the mean and standard deviation of the paper's training set. `fast=False` computes the blocks as
+    written here and in `layers`. Raises ValueError for an unknown scale.
     """
 
     def __init__(self, arch: Architecture, scale: int, *, fast: bool = True):
@@ -213,21 +230,21 @@ class SRNetwork(nn.Module):
 def build_model(name: str, *, scale: int = 2, attention: str = "ikm") -> SRNetwork:
     """One of the paper's networks: uhdn, uhdn_l, or Table III's rb, db, rdb, uhdb, with attention ikm, none, ca or sa.
 
-    Weights are PyTorch's default initialisation. Raises ValueError for an unknown name, scale or attention.
-    For anything else: `SRNetwork(replace(ARCHITECTURES[name], kernel=5), scale)`.
+    It has PyTorch's default initialisation. Raises ValueError for an unknown name, scale or attention. Other networks
+    are made in the manner of `SRNetwork(replace(ARCHITECTURES[name], kernel=5), scale)`.
     """
     require("architecture", name, tuple(ARCHITECTURES))
     return SRNetwork(replace(ARCHITECTURES[name], attention=attention), scale)
 
 
 def complexity(model: nn.Module, scale: int, *, activations: bool = False) -> tuple[int, int]:
-    """(#Params, #FLOPs): all parameters, and multiply-adds of all convolutions for a 480 x 360 output image.
+    """(#Params, #FLOPs): the number of parameters, and of multiply-adds of all convolutions for a 480 x 360 output.
 
-    As the paper counts its own networks, for an input of 480/s x 360/s: each weight counts once at every output place
-    (of a transposed convolution: at every input place), each bias once for every output value. `activations` gives
-    the count that fits most other methods in Tables I and II: also one for every value that an activation layer returns
-    or a pooling layer takes. A layer is a module: `F.relu` is free in both. Nothing is computed: the shapes run through
-    a copy on the "meta" device.
+    This is how the paper counts its own networks: the input has 480/s x 360/s pixels; each weight counts once for every
+    output pixel (in a transposed convolution, for every input pixel), each bias once for every output value.
+    `activations` adds what fits most other methods in Tables I and II: one for every value that an activation layer
+    returns or a pooling layer takes. Only modules count as layers: `F.relu` is free. The network runs on the "meta"
+    device, which computes shapes alone.
     """
     shadow = copy.deepcopy(model).to("meta").eval()
     counts = []

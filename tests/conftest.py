@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import ast
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,12 +11,23 @@ from types import SimpleNamespace
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
+import torch
 from hypothesis import strategies as st
 
 from ikmlib import config
 from ikmlib.models import Architecture
 from ikmlib.study import notebook
 from ikmlib.study.records import Run
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_gpu(request: pytest.FixtureRequest) -> Iterator[None]:
+    """On a machine with a GPU, all tests but those of test_gpu.py run on the CPU, and so do the programs they start."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.module.__name__ != "test_gpu":
+            patch.setattr(torch.cuda, "is_available", lambda: False)
+            patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        yield
 
 
 @pytest.fixture

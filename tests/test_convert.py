@@ -85,14 +85,50 @@ class OwnForward(nn.Conv2d):
     (nn.Conv2d(3, 3, 1), "1 x 1"), (nn.Conv2d(3, 3, 2, padding="same"), "'same'"), (nn.Conv1d(3, 3, 3), "Conv1d"),
     (nn.ConvTranspose2d(3, 3, 3), "ConvTranspose2d"), (nn.LazyConv2d(3, 3), "LazyConv2d"),
     (OwnForward(3, 3, 3), "OwnForward"), (nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 3)), "Parametrized"),
-    (IKMConv2d(3, 3, 3), "IKMConv2d"), (nn.ReLU(), "ReLU"),
-])
+    (nn.ReLU(), "ReLU")])
 def test_what_cannot_be_converted_is_left_alone_or_an_error_when_named(layer, reason):
-    net, before = nn.Sequential(layer), type(layer)
-    assert convert(net) == () and type(net[0]) is before
+    net, before = nn.Sequential(layer, nn.Conv2d(3, 3, 3)), type(layer)
+    assert convert(net) == ("1",) and type(net[0]) is before
     assert reason in obstacle(layer)
     with pytest.raises(ValueError, match=f"'0' cannot be converted.*{reason}"):
         convert(net, "0")
+    with pytest.raises(ValueError, match="nothing to convert: no layer can be"):
+        convert(net[:1])
+
+
+@pytest.mark.parametrize("where", [None, "0", "*", lambda name, conv: True])
+def test_a_second_convert_is_refused_whatever_its_options(where):
+    net = network()
+    convert(net, context="constant")
+    for options in ({}, {"context": "constant"}):
+        with pytest.raises(ValueError, match="already modulated: 0"):
+            convert(net, where, **options)
+    assert net[0].context == "constant"
+    revert(net)
+    convert(net, where)
+    assert net[0].context == "own"
+
+
+def test_a_second_convert_of_other_layers_is_fine():
+    net = network()
+    assert convert(net, "3.*", strict=True) + convert(net, ["0", "5"]) == ("3.0", "0", "5")
+    assert [net[0].strict, net[3][0].strict, net[5].strict] == [False, True, False]
+    with pytest.raises(ValueError, match="nothing to convert: none was chosen of 0, 3.0, 5"):
+        convert(network(), lambda name, conv: False)
+
+
+def test_revert_refuses_parametrised_layers_and_says_what_to_do():
+    net, plain = network(), network()
+    convert(net)
+    nn.utils.parametrizations.weight_norm(net[5])
+    with pytest.raises(ValueError, match="'5' cannot be reverted: it is ParametrizedIKMConv2d.*remove_param"):
+        revert(net)
+    with pytest.raises(ValueError, match="already modulated: 5"):
+        convert(net, "5")
+    assert type(net[0]) is IKMConv2d   # nothing was changed
+    nn.utils.parametrize.remove_parametrizations(net[5], "weight")
+    assert revert(net) == ("0", "3.0", "5")
+    torch.testing.assert_close(net(X), plain(X))
 
 
 @pytest.mark.parametrize(("where", "options", "message"), [
@@ -141,11 +177,30 @@ def test_compiles_with_inductor():
         assert torch.allclose(a, b, atol=1e-6)
 
 
-def test_exports_with_any_height_and_width():
-    dim = torch.export.Dim
-    exported = torch.export.export(small(), (X,), dynamic_shapes=({2: dim.AUTO, 3: dim.AUTO},)).module()
-    other = torch.randn(2, 3, 17, 11)
-    assert torch.equal(exported(X), small()(X)) and torch.allclose(exported(other), small()(other), atol=1e-6)
+@pytest.mark.parametrize("gradient", ["iso", "go"])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_exports_with_any_batch_height_and_width(gradient, memory):
+    net, axes = small(gradient), dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)
+    exported = torch.export.export(net, (X.contiguous(memory_format=memory),), dynamic_shapes=(axes,)).module()
+    for shape in ((2, 3, 12, 10), (5, 3, 17, 11), (1, 3, 5, 4), (3, 3, 40, 50)):
+        x = torch.randn(shape).contiguous(memory_format=memory)
+        torch.testing.assert_close(exported(x), net(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("gradient", ["iso", "go", "autograd"])
+@pytest.mark.parametrize("size", [8, 40])   # both branches of `fast`
+def test_a_gradient_penalty_is_that_of_the_literal_form(gradient, size):
+    def learnt(fast):
+        net = small(gradient).double()
+        net[2].weight.requires_grad_(False)
+        for module in net.modules():
+            module.fast = fast
+        x = torch.randn(3, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        slope, = torch.autograd.grad(net(x.requires_grad_()).square().sum(), x, create_graph=True)
+        (slope.flatten(1).norm(dim=1) - 1).square().mean().backward()
+        return [x.grad, net[0].weight.grad, net[0].bias.grad, net[2].bias.grad]
+
+    torch.testing.assert_close(learnt(fast=True), learnt(fast=False), rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.skipif(not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))), reason="needs onnx, onnxscript")

@@ -155,6 +155,18 @@ def test_batches_depend_on_seed_and_update_alone():
     assert not torch.equal(one.batch(5, 2, 4)[0], one.batch(6, 2, 4)[0])
 
 
+def test_draws_go_to_a_gpu_from_pinned_memory_and_without_waiting(monkeypatch):
+    sampler, sent = PatchSampler({"a": numbered(40, 50, 0)}, 2, 6), []
+    expected = sampler.draw(5, 3, 4)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: setattr(self, "pinned", True) or self)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *to, **how: sent.append((self, to, how)) or self)
+    sampler.device = torch.device("cuda")
+    sampler.draw(5, 3, 4)
+    (tensor, to, how), = sent
+    assert torch.equal(tensor, expected) and tensor.pinned
+    assert to == (torch.device("cuda"),) and how == {"non_blocking": True}
+
+
 def test_image_smaller_than_a_patch():
     with pytest.raises(ValueError, match="image tiny of 30 x 50 pixels is smaller than an HR patch of 32 x 32"):
         PatchSampler({"fine": numbered(40, 40, 0), "tiny": numbered(30, 50, 0)}, 2, 16)

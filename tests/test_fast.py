@@ -1,4 +1,5 @@
 """The rearranged forms against the literal ones of `layers` and `models`: outputs and all gradients, in float64."""
+import contextlib
 import copy
 import math
 from dataclasses import replace
@@ -52,13 +53,12 @@ def assert_the_same(module: nn.Module, x: torch.Tensor) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 4), st.integers(5, 14), st.integers(5, 14)),
-       st.integers(1, 5), st.integers(1, 2), st.integers(1, 2), OPTIONS, st.booleans(), st.booleans(), MEMORY, SMALL)
-def test_layer(shape, k, dilation, stride, options, bias, after_relu, memory, small):
+       st.integers(1, 5), st.integers(1, 2), st.integers(1, 2), OPTIONS, st.booleans(), MEMORY, SMALL)
+def test_layer(shape, k, dilation, stride, options, bias, memory, small):
     b, ci, co, h, w = shape
     layer = IKMConv2d(ci, co, k, stride=stride, padding=dilation * (k - 1) // 2 + 1, dilation=dilation, bias=bias,
                       **options).double()
-    layer.after_relu, x = after_relu, torch.randn(b, ci, h, w, dtype=torch.float64)
-    x = x.relu() if after_relu else x
+    x = torch.randn(b, ci, h, w, dtype=torch.float64)
     with mock.patch.object(fast, "SMALL", small):
         assert_the_same(layer.to(memory_format=memory), x.contiguous(memory_format=memory))
 
@@ -66,9 +66,9 @@ def test_layer(shape, k, dilation, stride, options, bias, after_relu, memory, sm
 @settings(max_examples=60, deadline=None)
 @given(ARCHITECTURE_OPTIONS, st.integers(0, 4), st.integers(1, 3), st.integers(5, 12), st.integers(5, 12), SMALL)
 def test_dense_unit(options, depth, b, h, w, small):
-    unit = DenseUnit(Architecture(channels=6, growth=4, **options), depth).double()
+    unit = DenseUnit(Architecture(channels=8, growth=4, **options), depth).double()
     with mock.patch.object(fast, "SMALL", small):
-        assert_the_same(unit, torch.randn(b, 6, h, w, dtype=torch.float64))
+        assert_the_same(unit, torch.randn(b, 8, h, w, dtype=torch.float64))
 
 
 @settings(max_examples=30, deadline=None)
@@ -89,10 +89,32 @@ def test_network(options, block, depths, memory):
     assert_the_same(network.to(memory_format=memory), x.contiguous(memory_format=memory))
 
 
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_on_a_gpu_images_of_any_size_are_groups_in_their_own_memory_format(monkeypatch, memory):
+    x = torch.randn(3, 4, 36, 40, dtype=torch.float64).contiguous(memory_format=memory)
+    layer = IKMConv2d(4, 5, 3, padding=1).double().to(memory_format=memory)
+    expected, calls, plain = layer(x), [], F.conv2d
+    monkeypatch.setattr(F, "conv2d", lambda x, *a, **kw: calls.append((x, kw["groups"])) or plain(x, *a, **kw))
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    y = layer(x)
+    (images, groups), = calls
+    assert groups == 3 and images.is_contiguous(memory_format=memory) and y.is_contiguous(memory_format=memory)
+    torch.testing.assert_close(y, expected)
+
+
+def test_a_known_attention_costs_one_multiplication_and_one_division_an_update():
+    layer, x = IKMConv2d(3, 2, 3, bias=False), torch.randn(2, 3, 9, 9)
+    with torch.autograd.profiler.profile() as profile:
+        y = layer(x, attention=1.5)
+        y.backward(torch.ones_like(y))
+    names = [event.name for event in profile.function_events]
+    assert [names.count(f"aten::{name}") for name in ("mul", "div", "add", "sub")] == [1, 1, 0, 0]
+
+
 def test_a_unit_whose_layers_differ_is_computed_as_written():
-    unit = DenseUnit(Architecture(channels=6, growth=4, attention="none"), 3).double()
+    unit = DenseUnit(Architecture(channels=8, growth=4, attention="none"), 3).double()
     convert(unit, ["convs.0", "convs.2"], strict=True)
-    assert_the_same(unit, torch.randn(2, 6, 8, 8, dtype=torch.float64))
+    assert_the_same(unit, torch.randn(2, 8, 8, 8, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(("options", "constant"), [
@@ -100,21 +122,21 @@ def test_a_unit_whose_layers_differ_is_computed_as_written():
     ({"strict": True}, None), ({"tau": 0.1}, None), ({"tau": "mean"}, None)])
 def test_attention_after_a_relu_is_known_only_where_it_is_constant(options, constant):
     layer, x = IKMConv2d(3, 2, 3, **options), torch.randn(2, 3, 9, 9).relu()
-    assert fast.known_attention(layer, after_relu=True) == constant
-    assert fast.known_attention(layer, after_relu=False) is None
+    assert fast.after_relu(layer) == ({"attention": constant} if constant else {})
+    assert fast.after_relu(nn.Conv2d(3, 2, 3)) == {}
     if constant:
         torch.testing.assert_close(layer.attention(x), torch.full((2, 3, 3, 3), constant))
 
 
-@pytest.mark.parametrize("as_it_is", [False, True])
-def test_a_nan_spreads_as_far_as_the_kernel_and_only_in_its_image(as_it_is):
+def test_a_nan_spreads_as_far_as_the_kernel_and_only_in_its_image():
     x = torch.randn(2, 3, 9, 9).relu()
     x[0, 1, 4, 4] = math.nan
     layer = IKMConv2d(3, 2, 3, padding=1)
     expected = torch.zeros(2, 2, 9, 9, dtype=torch.bool)
     expected[0, :, 3:6, 3:6] = True
-    for layer.after_relu in (False, True):
-        assert torch.equal((as_written(layer) if as_it_is else layer)(x).isnan(), expected)
+    for form in (layer, as_written(layer)):
+        for known in ({}, fast.after_relu(layer)):
+            assert torch.equal(form(x, **known).isnan(), expected)
 
 
 @pytest.mark.parametrize(("small", "of_input"), [(0, [(1, 1)] * 3), (64, [(1, 3)])])
@@ -129,16 +151,16 @@ def test_a_dense_unit_convolves_with_a_kernel_an_image_only_its_input(monkeypatc
 
     monkeypatch.setattr(fast, "SMALL", small)
     monkeypatch.setattr(F, "conv2d", recorded)
-    DenseUnit(Architecture(channels=6, growth=4), 5)(torch.randn(3, 6, 8, 8))
+    DenseUnit(Architecture(channels=8, growth=4), 5)(torch.randn(3, 8, 8, 8))
     assert calls == of_input + [(3, 1)] * 4 + [(3, 1)]
 
 
 @pytest.mark.parametrize("form", [lambda unit: unit, as_written])
 def test_every_layer_of_a_dense_unit_is_asked_where_attention_is_replaced(form):
     """Also those whose attention is known beforehand: with 1 in its place the unit is the vanilla one."""
-    unit, vanilla = (DenseUnit(Architecture(channels=6, growth=4, attention=a), 3).double() for a in ("ikm", "none"))
+    unit, vanilla = (DenseUnit(Architecture(channels=8, growth=4, attention=a), 3).double() for a in ("ikm", "none"))
     vanilla.load_state_dict(unit.state_dict())
-    unit, x, asked = form(unit), torch.randn(3, 6, 8, 8, dtype=torch.float64), []
+    unit, x, asked = form(unit), torch.randn(3, 8, 8, 8, dtype=torch.float64), []
     before = unit(x)
     with attending(unit, lambda layer, own: asked.append((layer, own())) or 1.0):
         torch.testing.assert_close(unit(x), vanilla(x))
@@ -146,7 +168,7 @@ def test_every_layer_of_a_dense_unit_is_asked_where_attention_is_replaced(form):
     if unit.fast:
         assert [own for _, own in asked[1:]] == [1.5, 1.5]
     else:
-        assert [own.shape for _, own in asked] == [(3, channels, 3, 3) for channels in (6, 10, 14)]
+        assert [own.shape for _, own in asked] == [(3, channels, 3, 3) for channels in (8, 12, 16)]
     assert torch.equal(unit(x), before)
 
 
@@ -159,3 +181,47 @@ def test_attention_of_one_image_is_replaced_in_both_forms():
         with attending(form, lambda layer, own: given):
             results.append(form(x))
     torch.testing.assert_close(*results, rtol=1e-10, atol=1e-11)
+
+
+@pytest.fixture
+def cuda_graphs(monkeypatch):
+    """Stands in for torch.cuda's streams and graphs, on a machine without them: what is called, in order. A capture
+    fails at its end where `failing` is in the list."""
+    calls = []
+
+    class Graph:
+        def replay(self):
+            calls.append("replay")
+
+    @contextlib.contextmanager
+    def graph(graph, capture_error_mode):
+        calls.append("capture")
+        yield
+        if "failing" in calls:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    main = mock.MagicMock()
+    for name, stub in {"Stream": mock.MagicMock, "CUDAGraph": Graph, "graph": graph,
+                       "current_stream": lambda: main, "set_stream": lambda stream: calls.append(stream is main),
+                       "stream": lambda stream: contextlib.nullcontext()}.items():
+        monkeypatch.setattr(torch.cuda, name, stub)
+    return calls
+
+
+def test_the_fourth_call_is_captured_and_later_ones_replay_it(cuda_graphs):
+    captured = fast.Captured(lambda x: cuda_graphs.append("call") or 2 * x)
+    found = [captured(torch.tensor([float(i)])) for i in range(6)]
+    assert cuda_graphs == ["call"] * 3 + ["capture", "call"] + ["replay"] * 3
+    assert [y.item() for y in found[:4]] == [0, 2, 4, 6]
+    assert captured.input.item() == 5   # the graph computes from this tensor, in place of a new one
+
+
+def test_where_capture_fails_a_warning_says_so_and_calls_stay_plain(cuda_graphs):
+    captured = fast.Captured(lambda x: 2 * x)
+    for i in range(3):
+        captured(torch.tensor([float(i)]))
+    cuda_graphs.append("failing")
+    with pytest.warns(UserWarning, match="cannot be captured as a CUDA graph.*not permitted") as warned:
+        found = [captured(torch.tensor([float(i)])).item() for i in range(3, 7)]
+    assert found == [6, 8, 10, 12] and len(warned) == 1
+    assert cuda_graphs == ["failing", "capture", True]   # tried once; the main stream is current again

@@ -156,11 +156,41 @@ def test_images_do_not_see_each_other_except_in_go(fast):
         assert torch.allclose(layer(x)[1], layer(x[1:2])[0], atol=1e-6) == alike
 
 
-@pytest.mark.parametrize("option", [dict(gradient="sgd"), dict(transform="tanh"), dict(tau="mode"),
-                                    dict(padding="same")])
+@pytest.mark.parametrize("option", [dict(gradient="sgd"), dict(transform="tanh"), dict(tau="mode"), dict(tau=None),
+                                    dict(context="other"), dict(strict="yes"), dict(padding="same")])
 def test_wrong_options_are_named(option):
     with pytest.raises(ValueError, match=str(next(iter(option.values())))):
         IKMConv2d(2, 2, 3, **option)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("rule", GRADIENTS)
+def test_a_layer_takes_the_attention_that_it_is_given(fast, rule):
+    """One for each image, one for all of them, or a number; and another kernel, of other numbers of channels."""
+    layer, x = IKMConv2d(3, 2, 3, padding=1, bias=False, gradient=rule).double(), torch.randn(4, 3, 8, 8).double()
+    layer.fast = fast
+    given, weight = 1 + torch.rand(4, 3, 3, 3).double(), torch.randn(5, 3, 3, 3).double()
+    of_all = given.mean(0, keepdim=True)
+    for w, options in ((layer.weight, {}), (weight, {"weight": weight})):
+        each = plain_loop(x, w, of_all.expand(4, 3, 3, 3) if rule == "go" else given, 1, 1)
+        torch.testing.assert_close(layer(x, attention=given, **options), each)
+        torch.testing.assert_close(layer(x[0], attention=given[:1], **options), plain_loop(x[:1], w, given, 1, 1)[0])
+        torch.testing.assert_close(layer(x, attention=of_all, **options), F.conv2d(x, w * of_all[0], padding=1))
+        torch.testing.assert_close(layer(x, attention=1.2, **options), F.conv2d(x, w * 1.2, padding=1))
+    for wrong in (given[:2], given[:, :1], given[..., :2], given[0]):
+        with pytest.raises(ValueError, match=r"of shape \(4, 3, 3, 3\) or \(1, 3, 3, 3\), not"):
+            layer(x, attention=wrong)
+
+
+@pytest.mark.parametrize("tau", [0.0, "mean", "median"])
+def test_on_a_gpu_channels_last_input_is_pooled_as_a_contiguous_copy(monkeypatch, tau):
+    pooled, plain = [], F.adaptive_avg_pool2d
+    x = torch.randn(2, 4, 7, 9).contiguous(memory_format=torch.channels_last)
+    expected = pooled_mask(x, 3, tau=tau)
+    monkeypatch.setattr(F, "adaptive_avg_pool2d", lambda x, size: pooled.append((size, x)) or plain(x, size))
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    assert torch.equal(pooled_mask(x, 3, tau=tau), expected)
+    assert [mask.is_contiguous() for size, mask in pooled if size == 3] == [True]
 
 
 @pytest.mark.parametrize("fast", [True, False])
@@ -170,7 +200,11 @@ def test_attention_can_be_watched_while_it_is_replaced(fast):
     plain = layer(x)
     with attending(layer, lambda layer, own: 1.0):
         replaced = layer(x)
-        with attending(layer, lambda layer, own: seen.append(own()) or seen[-1]):
+        with attending(layer, lambda layer, own: seen.append(own())):   # it returns None: nothing changes
             assert torch.equal(layer(x), replaced) and seen == [1.0]
         assert torch.equal(layer(x), replaced)
     assert torch.equal(layer(x), plain) and not torch.equal(plain, replaced)
+    with attending(layer, lambda layer, own: seen.append(own())):
+        layer(x)
+        layer(x[0])   # without a batch
+    assert torch.equal(seen[1], contextual_attention(x, 3)) and torch.equal(seen[2], seen[1][:1])

@@ -91,16 +91,16 @@ def test_dense_unit_is_equations_16_and_17(attention):
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_residual_blocks_are_conv_relu_conv_and_skip(strict):
-    block = ResidualBlocks(Architecture("rb", depths=(2, 2), channels=6, strict=strict)).double()
-    x = expected = torch.randn(2, 6, 8, 9, dtype=torch.float64)
+    block = ResidualBlocks(Architecture("rb", depths=(2, 2), channels=8, strict=strict)).double()
+    x = expected = torch.randn(2, 8, 8, 9, dtype=torch.float64)
     for first, second in block.convs:
         expected = expected + second(F.relu(first(expected)))
     torch.testing.assert_close(block(x), expected)
 
 
 def test_residual_dense_block_fuses_its_input_and_all_units():
-    block = ResidualDenseBlock(Architecture("rdb", depths=(1, 2), channels=6, growth=4)).double()
-    x = torch.randn(2, 6, 8, 9, dtype=torch.float64)
+    block = ResidualDenseBlock(Architecture("rdb", depths=(1, 2), channels=8, growth=4)).double()
+    x = torch.randn(2, 8, 8, 9, dtype=torch.float64)
     x1 = block.units[0](x) + x
     x2 = block.units[1](x1) + x1
     torch.testing.assert_close(block(x), block.fusion(torch.cat([x, x1, x2], 1)))
@@ -119,6 +119,28 @@ def test_vanilla_and_ikm_networks_share_keys_and_initial_weights():
     (lambda: build_model("vdsr"), "vdsr"), (lambda: build_model("uhdn", scale=5), "5"),
     (lambda: build_model("uhdn", attention="cbam"), "cbam"), (lambda: Architecture(kernel=4), "4"),
     (lambda: SRNetwork(replace(UHDN, block="resnet"), 2), "resnet")])
-def test_unknown_choices_are_named_with_what_is_allowed(call, named):
+def test_unknown_choices_are_named(call, named):
     with pytest.raises(ValueError, match=named):
         call()
+
+
+@pytest.mark.parametrize(("field", "value", "allowed"), [
+    ("block", "resnet", "rb, db, rdb, uhdb"), ("attention", "cbam", "none, ca, sa, ikm"),
+    ("gradient", "sgd", "iso, go, autograd"), ("transform", "sofmax", "sigmoid, softmax, residual"),
+    ("context", "swapped", "own, constant, shuffled"), ("tau", "mode", "a finite number, mean, median"),
+    ("tau", float("nan"), "a finite number"), ("tau", None, "a finite number"), ("strict", "no", "False, True"),
+    ("strict", 1, "False, True"), ("blocks", 0, "at least 1"), ("channels", 64.0, "whole number"),
+    ("channels", 6, "multiple of 4"), ("growth", "12", "whole number"),
+    ("kernel", 4, "odd"), ("dilation", 0, "at least 1"), ("depths", (), "tuple"), ("depths", [6, 5], "tuple"),
+    ("depths", (6, 0), "at least 1"), ("gain", float("inf"), "finite number"), ("gain", "1.5", "finite number")])
+@pytest.mark.parametrize("attention", ["ikm", "none"])
+def test_every_field_of_an_architecture_is_checked(field, value, allowed, attention):
+    with pytest.raises(ValueError) as error:
+        Architecture(**{"attention": attention, field: value})
+    assert field in str(error.value) and allowed in str(error.value)
+    assert str(0 if value == (6, 0) else value) in str(error.value)
+
+
+def test_feature_attention_needs_a_growth_that_it_can_divide():
+    with pytest.raises(ValueError, match="growth must be at least 4, as ca keeps a quarter of it, not 3"):
+        Architecture(attention="ca", growth=3)
