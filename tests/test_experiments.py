@@ -192,7 +192,8 @@ def test_what_later_notebooks_need_is_kept_when_a_run_ends(results, monkeypatch)
     monkeypatch.setitem(ARCHITECTURES, "uhdb", tiny().arch)
     monkeypatch.setattr(experiments, "table3", lambda profile: {("U-HDB", "IKM"): tiny()})
     assert training.train_runs([tiny(), tiny(attention="none"), tiny(updates=7)], show=False) == 0
-    assert scoring.other_attention_scores(tiny()) is not None and [path.stem for path in weights.folder().iterdir()] == [tiny().id]
+    assert scoring.other_attention_scores(tiny()) is not None
+    assert [path.stem for path in weights.folder().iterdir()] == [tiny().id]
     assert scoring.other_attention_scores(tiny(attention="none")) is None
     assert scoring.other_attention_scores(tiny(updates=7)) is None   # not the profile's usual budget
 

@@ -63,7 +63,7 @@ def _section(file: str, entry: dict) -> list[str]:
             f"{entry['train_seconds'] / 3600:.2f} hours by the clock, pauses included, on {entry['device']}.",
             beside_published(entry), "Means over the images of the test sets:", markdown_table(scores)]
     if entry["profile"] not in config.PROFILES or not records.Run.from_record(entry).finished:
-        return [*said, "Its run belongs to the first evidence, which was discarded; its record stands in the file's header."]
+        return [*said, "Its run is of the first evidence, which was discarded; its record stands in the file's header."]
     table = gains(entry)
     return [*said, f"{(table.gain_db < 0).sum()} of {len(table)} images are worse than by bicubic interpolation. The "
             "smallest gains:", markdown_table(table.head())]

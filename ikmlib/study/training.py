@@ -88,7 +88,7 @@ def train_runs(runs: Iterable[Run], *, deadline: float = math.inf, show: bool = 
             if records.train(run, deadline=deadline, show=show):
                 scoring.score(run)
                 if kept(run) and (run.folder / "weights.pt").exists() and not weights.path(run).exists():
-                    weights.export(run.folder)
+                    weights.export(run.folder, half=run.profile == "cpu-long" and run.arch.blocks == 1)
         except TrainingDiverged as error:
             print(error, flush=True)
             diverged += 1
