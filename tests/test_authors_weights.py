@@ -13,7 +13,7 @@ from ikmlib import config
 from ikmlib.layers import attending
 from ikmlib.models import Architecture, SRNetwork
 from ikmlib.study import notebook
-from ikmlib.study.other_attention import attention_of
+from ikmlib.study.scoring import attention_of
 from ikmlib.trainers import pairs, super_resolve
 
 NOTEBOOK = config.ROOT / "notebooks" / "15_authors_weights.ipynb"
