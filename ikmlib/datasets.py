@@ -67,11 +67,16 @@ SETS = {s.name: s for s in (
 
 
 def image_set(name: str) -> ImageSet:
-    """The set called `name`: one of SETS, or a folder of IKM_DATA that holds pictures. ValueError for any other."""
+    """The set called `name`: one of SETS, a folder of IKM_DATA that holds pictures, or any folder of pictures by its
+    path. ValueError for any other."""
     own = config.folder_from("IKM_DATA")
     if own and name not in SETS and name == Path(name).name and (found := _pictures(own / name)):
         return ImageSet(name, "test", len(found), "your own", (name,))
-    config.require("image set", name, SETS)
+    if name not in SETS and os.path.isdir(name):
+        if not (found := _pictures(Path(name))):
+            raise ValueError(f"no pictures in the folder {name}; allowed are {', '.join(SUFFIXES)}")
+        return ImageSet(name, "test", len(found), "your own", (os.path.abspath(name),))
+    config.require("image set or folder", name, SETS)
     return SETS[name]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -225,16 +225,6 @@ class SRNetwork(nn.Module):
         head = self.head((x - self.mean) / self.std)
         features = self.fuse(self.blocks(head)) + head
         return self.tail(self.upscale(features)) * self.std + self.mean
-
-
-def build_model(name: str, *, scale: int = 2, attention: str = "ikm") -> SRNetwork:
-    """One of the paper's networks: uhdn, uhdn_l, or Table III's rb, db, rdb, uhdb, with attention ikm, none, ca or sa.
-
-    It has PyTorch's default initialisation. Raises ValueError for an unknown name, scale or attention. Other networks
-    are made in the manner of `SRNetwork(replace(ARCHITECTURES[name], kernel=5), scale)`.
-    """
-    require("architecture", name, tuple(ARCHITECTURES))
-    return SRNetwork(replace(ARCHITECTURES[name], attention=attention), scale)
 
 
 def complexity(model: nn.Module, scale: int, *, activations: bool = False) -> tuple[int, int]:

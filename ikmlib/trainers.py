@@ -18,12 +18,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ikmlib import datasets
 from ikmlib.config import require
 from ikmlib.data import PatchSampler, crop_to_multiple, imresize, to_rgb
 from ikmlib.fast import Captured
 from ikmlib.files import load_torch, reading, save_torch
 from ikmlib.metrics import RGB_TO_Y, psnr_y, ssim_y
 from ikmlib.models import RGB_STD
+from ikmlib.pictures import read_image
 
 SAVE_EVERY = 60.0      # seconds between checkpoints
 CHECK_EVERY = 25       # updates between looks at the loss on a GPU, where a look waits for the device
@@ -117,14 +119,29 @@ def restored(model: nn.Module, images: Iterable[Pair]) -> Iterator[tuple[str, np
         yield name, super_resolve(model, lr, len(hr) // len(lr)), hr
 
 
-def evaluate(model: nn.Module, hr_images: Mapping[str, np.ndarray] | Sequence[np.ndarray], scale: int) -> pd.DataFrame:
+def evaluate(model: nn.Module, hr_images: Mapping[str, np.ndarray] | Sequence[np.ndarray | str | Path] | str | Path,
+             scale: int) -> pd.DataFrame:
     """Scores of a network on HR images, `scale` pixels shaved: rows of image, psnr_y (dB), ssim_y.
 
-    Raises ValueError as `pairs` and `check_network` do.
+    `hr_images`: what `pairs` takes, a list of picture files, or a folder of pictures or a set as `datasets.image_set`
+    knows them. Every image goes through the network whole. Raises ValueError as `pairs`, `check_network` and
+    `read_image` do, and for an image that is too small for SSIM.
     """
     check_network(model, scale)
-    rows = [(name, psnr_y(sr, hr, shave=scale), ssim_y(sr, hr, shave=scale))
-            for name, sr, hr in restored(model, pairs(hr_images, scale))]
+    if isinstance(hr_images, (str, Path)):
+        name = str(hr_images)
+        hr_images = datasets.load(name) if name in datasets.SETS else datasets.paths(name)
+    elif not isinstance(hr_images, Mapping):
+        hr_images = {str(i if isinstance(image, np.ndarray) else image): image for i, image in enumerate(hr_images)}
+    rows, least = [], scale * math.ceil((11 + 2 * scale) / scale)   # shaved, SSIM's window of 11 x 11 fits into it
+    for name, image in tqdm(hr_images.items(), "scores", delay=2, leave=False, disable=None):
+        image = read_image(image) if isinstance(image, (str, Path)) else image
+        for _, lr, hr in pairs({name: image}, scale):
+            if min(hr.shape[:2]) < least:
+                raise ValueError(f"image {name} of {image.shape[0]} x {image.shape[1]} pixels is too small to be scored "
+                                 f"at x{scale}; allowed: at least {least} x {least}")
+            sr = super_resolve(model, lr, scale)
+            rows.append((name, psnr_y(sr, hr, shave=scale), ssim_y(sr, hr, shave=scale)))
     return pd.DataFrame(rows, columns=["image", "psnr_y", "ssim_y"])
 
 

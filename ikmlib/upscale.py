@@ -89,17 +89,16 @@ def upscale(inputs: list[Path], out: Path, scale: int | None = None, weights_fil
 
     `scale`: default that of `weights_file`, or 2; `weights_file`: default `weights.best(scale)`. No file is
     overwritten. Of two pictures whose results would have one name, the second fails. Raises as `plan` and
-    `weights.load` do, and ValueError for weights of another scale.
+    `weights.load` do.
     """
     weights_file = weights_file or weights.best(scale or 2)
-    network, record = weights.load(weights_file)
-    if scale not in (None, network.scale):
-        raise ValueError(f"{weights_file} enlarges {network.scale} times, not {scale}")
-    if not (record["profile"] in config.PROFILES and config.PROFILES[record["profile"]].evidence):
+    network, record = weights.load(weights_file, scale)
+    profile = record.get("profile")   # None: a network of one's own
+    if profile and not (profile in config.PROFILES and config.PROFILES[profile].evidence):
         warnings.warn(f"{weights_file}: trained too little to be used, see the model card", stacklevel=2)
     network = network.to(records.default_device(), memory_format=torch.channels_last)
     written, there, failed, sources = [], [], [], {}
-    for source, target in tqdm(plan(inputs, out, network.scale), record["id"], unit="file", disable=None):
+    for source, target in tqdm(plan(inputs, out, network.scale), Path(weights_file).stem, unit="file", disable=None):
         try:
             if (first := sources.setdefault(target.absolute(), source)) != source:
                 raise ValueError(f"its result would be {target}, like that of {first}: rename one of them")

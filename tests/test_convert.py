@@ -12,7 +12,7 @@ from torch import nn
 
 from ikmlib.convert import convert, obstacle, revert
 from ikmlib.layers import IKMConv2d
-from ikmlib.models import build_model
+from ikmlib.networks import build_model
 
 X = torch.randn(2, 3, 12, 10, generator=torch.Generator().manual_seed(0))
 

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from skimage import data as photographs
 from torch import nn
 
-from ikmlib import config, files, upscale
+from ikmlib import config, files, networks, upscale
 from ikmlib.__main__ import main
 from ikmlib.models import Architecture, SRNetwork
 from ikmlib.study import records, weights
@@ -85,7 +85,7 @@ def test_weights_that_are_not_what_they_should_be_are_refused(file, tmp_path, ca
             ({"more": torch.ones(1)}, record, True, "more"), ({}, None, False, "of another kind"),
             ({"tail.bias": torch.full((3,), torch.nan)}, record, True, "not finite")):
         new = state | changed
-        told = told and {**told, "sha256": weights._digest(told, new) if signed else told["sha256"]}
+        told = told and {**told, "sha256": networks.digest(told, new) if signed else told["sha256"]}
         save_file(new, file, told and {"ikmlib": json.dumps(told)})
         with pytest.raises(ValueError, match=f"{file.name} .*{why}"):
             weights.load(file)
@@ -116,7 +116,7 @@ def test_best_weights_are_the_largest_profile_s_on_most_images_then_the_highest_
 
     def add(name, profile, images, psnr):
         told = {**record, "profile": profile, "scores": {"Set5": {"images": images, "psnr_y": psnr}}}
-        told["sha256"] = weights._digest(told, state)
+        told["sha256"] = networks.digest(told, state)
         save_file(state, file.with_name(f"{name}.safetensors"), {"ikmlib": json.dumps(told)})
 
     file.unlink()
