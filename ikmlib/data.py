@@ -182,7 +182,11 @@ class PatchSampler:
 def training_data(names: tuple[str, ...], scale: int, patch: int,
                   device: str) -> tuple[PatchSampler, dict, tuple[str, ...]]:
     """What a run is trained on: the sampler, the validation images (see `split`), and the names of the training images
-    that are left out, which are TEST_TWINS and those smaller than an HR patch. The errors are those of `split`."""
+    that are left out, which are TEST_TWINS and those smaller than an HR patch.
+
+    `names`: training sets, such as ("T91", "BSDS500"); `scale`: 2, 3 or 4; `patch`: side of an LR patch, pixels;
+    `device`: "cpu" or "cuda". The errors are those of `split`. For pictures of your own, make a `PatchSampler` of them.
+    """
     train, validation = split(names)
     small = tuple(name for name, image in train.items() if min(image.shape[:2]) < patch * scale)
     twins = tuple(name for name in TEST_TWINS if name.split("/")[0] in names)

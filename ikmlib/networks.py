@@ -10,6 +10,7 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from ikmlib.config import require
@@ -110,4 +111,4 @@ def load(path: str | Path, scale: int | None = None) -> tuple[nn.Module, dict]:
             raise ValueError("numbers that are not finite")
     if scale not in (None, model.scale):
         raise ValueError(f"{path} enlarges {model.scale} times, not {scale}")
-    return model.eval(), record
+    return model.to(memory_format=torch.channels_last).eval(), record   # as trained: other layouts round otherwise

@@ -241,6 +241,10 @@ def _learn(model: nn.Module, sampler: PatchSampler, optimizer: torch.optim.Optim
 class Trainer:
     """One run: a model, its batches and its schedule; `fit` continues from the checkpoint if there is one.
 
+    `model`: any module on the sampler's device that takes RGB (B, 3, h, w) in 0..1 and returns (B, 3, s h, s w);
+    `updates`: steps of Adam, each on `batch` patches; `rate`: the largest learning rate; `checkpoint`: the file of the
+    run's state; `validate`: the model -> PSNR in dB, as `mean_psnr` gives it, asked for `validations` times.
+
     `key` names the run inside its checkpoint; `schedule`: see `learning_rate`; `loss`: `mae` or `mae_y`; `reverse`
     shows the images of every batch in reverse order: the same mathematics, summed in another order; `where` says on
     what it is trained (machine, versions, commit), and is kept in `progress.stretches` when it changes. Batches depend
