@@ -22,7 +22,7 @@ METADATA = "ikmlib"   # one key: safetensors writes several in any order
 
 
 def list_models() -> tuple[str, ...]:
-    """The names of all networks that `build_model` builds: the paper's, then those that the paper compares them with."""
+    """The names of all networks that `build_model` builds: the paper's, then those that it compares them with."""
     return (*ARCHITECTURES, *PEERS)
 
 
@@ -80,8 +80,8 @@ def save(network: nn.Module, path: str | Path, **about) -> None:
     """
     known = getattr(network, "peer", None) or getattr(network, "arch", None)
     if known is None or repr(network) != repr(build_model(known, network.scale)):
-        raise ValueError(f"this {type(network).__name__} is not as `build_model` builds it, so that no weights file can "
-                         "say what it is; keep its state_dict with torch.save")
+        raise ValueError(f"this {type(network).__name__} is not as `build_model` builds it, so that no weights file "
+                         "can say what it is; keep its state_dict with torch.save")
     arch = {} if isinstance(known, str) else json.loads(json.dumps(asdict(known)))
     spec = {"arch": arch, "peer": "" if arch else known, "scale": network.scale}
     state = {name: tensor.to("cpu").float().contiguous() for name, tensor in network.state_dict().items()}

@@ -138,8 +138,8 @@ def evaluate(model: nn.Module, hr_images: Mapping[str, np.ndarray] | Sequence[np
         image = read_image(image) if isinstance(image, (str, Path)) else image
         for _, lr, hr in pairs({name: image}, scale):
             if min(hr.shape[:2]) < least:
-                raise ValueError(f"image {name} of {image.shape[0]} x {image.shape[1]} pixels is too small to be scored "
-                                 f"at x{scale}; allowed: at least {least} x {least}")
+                raise ValueError(f"image {name} of {image.shape[0]} x {image.shape[1]} pixels is too small to be "
+                                 f"scored at x{scale}; allowed: at least {least} x {least}")
             sr = super_resolve(model, lr, scale)
             rows.append((name, psnr_y(sr, hr, shave=scale), ssim_y(sr, hr, shave=scale)))
     return pd.DataFrame(rows, columns=["image", "psnr_y", "ssim_y"])

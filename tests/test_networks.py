@@ -51,19 +51,17 @@ def test_every_network_has_a_name_and_is_built_by_it_and_the_package_starts_with
         for name in names:
             built = ikmlib.build_model(name, 3)
             assert built.scale == 3 and isinstance(built, nn.Module)
-    with pytest.raises(AttributeError, match="'ikmlib' has no attribute 'build'"):
-        ikmlib.build
+    assert not hasattr(ikmlib, "build")
     subprocess.run([sys.executable, "-c", "import sys, ikmlib; assert 'torch' not in sys.modules"], check=True)
 
 
 @pytest.mark.parametrize(("name", "scale"), SMALL)
 def test_a_kept_network_gives_equal_pixels(tmp_path, name, scale):
     network, file = trained(name, scale), tmp_path / "a.safetensors"
-    images = {"a": RGB, "b": photographs.coffee()}
     ikmlib.save(network, file, updates=3, data="T91")
     loaded, told = ikmlib.load(file)
-    assert np.array_equal(super_resolve(loaded, RGB), super_resolve(network, RGB))
-    assert evaluate(loaded, images, scale).equals(evaluate(network, images, scale))
+    for image in (RGB, photographs.coffee()[:200]):
+        assert np.array_equal(super_resolve(loaded, image), super_resolve(network, image))
     assert (told["updates"], told["data"], told["spec"]["scale"]) == (3, "T91", scale) and not loaded.training
     again = ikmlib.build_model(name, scale, weights=file)
     assert repr(again) == repr(network)
@@ -108,8 +106,9 @@ def test_networks_that_a_file_cannot_describe_are_not_written(tmp_path, make, wh
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("spec", [{}, {"arch": {}, "scale": 2}, {"peer": "unet", "scale": 2}, {"peer": "idn", "scale": 9},
-                                  {"arch": {"depths": [1], "more": 1}, "scale": 2}])
+@pytest.mark.parametrize("spec", [
+    {}, {"arch": {}, "scale": 2}, {"arch": {"depths": [1], "more": 1}, "scale": 2}, {"peer": "unet", "scale": 2},
+    {"peer": "idn", "scale": 9}])
 def test_headers_that_name_no_network_are_refused_by_the_name_of_the_file(tmp_path, spec):
     state = trained().state_dict()
     told = {"spec": spec}

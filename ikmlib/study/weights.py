@@ -1,5 +1,5 @@
-"""Trained networks to keep and to use: `results/weights/<run id>.safetensors`, see `ikmlib.networks`. The header of a file
-holds the record of its run, with the scores."""
+"""Trained networks to keep and to use: `results/weights/<run id>.safetensors`, see `networks`. The header of a file holds the
+record of its run, with the scores."""
 from __future__ import annotations
 
 from pathlib import Path
