@@ -110,7 +110,7 @@ def test_networks_that_a_file_cannot_describe_are_not_written(tmp_path, make, wh
     {}, {"arch": {}, "scale": 2}, {"arch": {"depths": [1], "more": 1}, "scale": 2}, {"peer": "unet", "scale": 2},
     {"peer": "idn", "scale": 9}])
 def test_headers_that_name_no_network_are_refused_by_the_name_of_the_file(tmp_path, spec):
-    state = trained().state_dict()
+    state = {key: tensor.contiguous() for key, tensor in trained().state_dict().items()}
     told = {"spec": spec}
     save_file(state, tmp_path / "a", {"ikmlib": json.dumps({**told, "sha256": networks.digest(told, state)})})
     with pytest.raises(ValueError, match=f"{tmp_path / 'a'} is damaged or of another kind"):

@@ -1,5 +1,5 @@
-"""Trained networks to keep and to use: `results/weights/<run id>.safetensors`, see `networks`. The header of a file holds the
-record of its run, with the scores."""
+"""Trained networks to keep and to use: `results/weights/<run id>.safetensors`. The header of a file holds the record of
+its run, with the scores; see `networks`."""
 from __future__ import annotations
 
 from pathlib import Path
