@@ -1,6 +1,7 @@
 """Controls without a training of their own: a trained IKM network tested with attention that is not the image's own."""
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 
 import pandas as pd
@@ -11,11 +12,11 @@ from tqdm import tqdm
 from ikmlib import config
 from ikmlib.data import training_data
 from ikmlib.fast import keep_memory
-from ikmlib.files import read_csv, write_csv
+from ikmlib.files import read_csv, write_csv, write_text
 from ikmlib.layers import IKMConv2d, attending
 from ikmlib.metrics import psnr_y
 from ikmlib.models import SRNetwork
-from ikmlib.study.records import Run, scored_pairs
+from ikmlib.study.records import Run, digests, read_record, scored_pairs
 from ikmlib.study.weights import trained_network
 from ikmlib.trainers import super_resolve
 
@@ -74,4 +75,6 @@ def other_attention_scores(run: Run) -> pd.DataFrame | None:
                     values.append(psnr_y(super_resolve(model, lr), hr, shave=run.scale))
             rows.append((set_name, name, *values))
     write_csv(path, pd.DataFrame(rows, columns=["set", "image", *OTHER_ATTENTION]))
+    record = read_record(run.folder)
+    write_text(run.folder / "run.json", json.dumps(record | {"files": digests(run.folder)}, indent=1) + "\n")
     return other_attention_scores(run)

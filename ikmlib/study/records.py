@@ -242,8 +242,8 @@ def lock(run: Run) -> contextlib.AbstractContextManager[bool]:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """The sha256 of a run's scores and curve, as its record keeps them."""
-    return {name: files.sha256(folder / name) for name in ("scores.csv", "curve.csv")}
+    """The sha256 of every table of a run, as its record keeps them."""
+    return {path.name: files.sha256(path) for path in sorted(folder.glob("*.csv"))}
 
 
 def default_device() -> torch.device:
@@ -337,8 +337,14 @@ def check(path: Path) -> None:
             raise ValueError("scores.csv does not have every image of its sets once")
         if [*curve["update"]][-1:] != [run.updates]:
             raise ValueError(f"curve.csv does not end at update {run.updates}")
-        if digests(run.folder) != entry["files"]:
-            raise ValueError("scores.csv or curve.csv was changed after the run")
+        found = digests(run.folder)
+        changed = [name for name, digest in entry["files"].items() if found.get(name) != digest]
+        if changed:
+            raise ValueError(f"{' and '.join(changed)} changed after it was written")
+        if (path := run.folder / "controls.csv").exists():   # its digest came later than the first of them
+            controls = files.read_csv(path)
+            if not controls[["set", "image"]].equals(scores[["set", "image"]]) or controls.isna().any(axis=None):
+                raise ValueError("controls.csv does not have a number for every scored image")
 
 
 def all_records(profile: Profile) -> pd.DataFrame:
@@ -375,21 +381,22 @@ def factors(plan: pd.DataFrame) -> list[str]:
 
 
 def scores(plan: pd.DataFrame) -> pd.DataFrame:
-    """Per-image scores of a plan's finished runs: its factors and seed, then SCORES."""
+    """Per-image scores of a plan: its factors, seed, `run` (its id), `state` (finished | diverged | missing), then
+    SCORES. A declared run that is not finished is one row without set, image and scores."""
     return _gather(plan, lambda run: run.scores(), SCORES)
 
 
 def curves(plan: pd.DataFrame) -> pd.DataFrame:
-    """Learning curves of a plan's finished runs: its factors and seed, then CURVE; psnr_y on the validation images."""
+    """As `scores`, learning curves with CURVE in place of SCORES; psnr_y is that of the validation images."""
     return _gather(plan, lambda run: run.curve(), CURVE)
 
 
 def _gather(plan: pd.DataFrame, read: Callable[[Run], pd.DataFrame], columns: list[str]) -> pd.DataFrame:
-    named, frames = plan.drop(columns="run"), []
-    for cell, run in zip(named.to_dict("records"), plan.run, strict=True):
-        if run.finished:
-            frames.append(pd.DataFrame(cell, index=[0]).merge(read(run), how="cross"))
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*named.columns, *columns])
+    rows = [(run.id, "finished" if run.finished else "diverged" if run.diverged else "missing") for run in plan.run]
+    named = plan.drop(columns="run").join(pd.DataFrame(rows, plan.index, ["run", "state"], dtype=object))
+    finished = {run.id: read(run).assign(run=run.id) for run in plan.run if run.finished}
+    found = pd.concat(finished.values()) if finished else pd.DataFrame(columns=["run", *columns])
+    return named.merge(found, on="run", how="left")
 
 
 def runs_in_words(runs: Iterable[Run]) -> str:

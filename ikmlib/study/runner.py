@@ -53,6 +53,7 @@ def execute(notebook: Path, copy: Path, profile: str, train: bool) -> str:
         stopped = f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}"
     if copy.exists():
         executed = nbformat.from_dict(portable(nbformat.read(copy, as_version=4)))
+        executed = relinked(executed, "../../../notebooks", "../")   # from results/<profile>/notebooks
         executed.metadata.papermill.update(input_path=copy.name, output_path=copy.name)
         if stopped:
             executed.cells.insert(0, nbformat.v4.new_markdown_cell(f"**Stopped: {stopped}**"))
@@ -74,8 +75,22 @@ def portable(node: object) -> object:
     return node
 
 
+def relinked(notebook, folder: str, start: str = ""):
+    """A notebook whose relative links in Markdown, those that begin with `start`, lead on from `folder`."""
+    def led(text: str) -> str:
+        return re.sub(rf"\]\((?![a-z]+:|#)({re.escape(start)}[^)\s]+)",
+                      lambda link: f"]({os.path.normpath(f'{folder}/{link[1]}')}", text)
+
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = led(cell.source)
+        for data in (output.data for output in cell.get("outputs", ()) if "text/markdown" in output.get("data", ())):
+            data["text/markdown"] = led(data["text/markdown"])
+    return notebook
+
+
 def run_notebooks(profile: Profile, only: Sequence[str] = (), train: bool = True) -> int:
-    """Execute the notebooks, or those in `only` (see `find_notebooks`), for a profile, then write the reports.
+    """Execute the notebooks, or those in `only` (see `find_notebooks`), for a profile, then write the report.
 
     `train` False: recorded runs are used, and nothing is trained. Executed copies go to `results/<profile>/notebooks/`.
     Returns the exit code, 1 if a notebook failed. Raises as `find_notebooks` does.
@@ -83,7 +98,7 @@ def run_notebooks(profile: Profile, only: Sequence[str] = (), train: bool = True
     from ipykernel.kernelspec import write_kernel_spec
 
     from ikmlib.files import write_bytes
-    from ikmlib.study.report import write_overall, write_report
+    from ikmlib.study.report import write_report
 
     paths, out, failed = find_notebooks(only), results_root().resolve() / profile.name / "notebooks", 0
     alone = [path for path in paths if path.stem[:2] in ALONE]
@@ -104,7 +119,6 @@ def run_notebooks(profile: Profile, only: Sequence[str] = (), train: bool = True
                 print(copy.stem, said.read_text("utf-8") if said.exists() else f"FAILED: exit code {code}", flush=True)
                 failed += code != 0
     report = write_report(profile.name)
-    print(f"best evidence of all profiles: {write_overall()}")
     print(f"report: {report} and {report.with_name('report.html')}", flush=True)
     return int(failed > 0)
 
