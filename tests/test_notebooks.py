@@ -85,7 +85,7 @@ def test_the_whole_study_at_smoke_then_again_without_training(results, capfd):
 @pytest.mark.slow
 @pytest.mark.parametrize(("words", "why"), [
     (("-p", "epochs", "3"), "unknown parameter epochs; this notebook takes profile, train"),
-    (("-p", "profile", "smoke", "-p", "train", "false"), "train = 'false' is a text; this notebook takes True or")])
+    (("-p", "profile", "smoke", "-p", "train", "false"), "train = 'false' is of type str; this notebook takes bool")])
 def test_a_wrong_parameter_stops_a_notebook_under_papermill(results, tmp_path, words, why):
     source = config.ROOT / "notebooks" / "04_table3_attention.ipynb"
     done = subprocess.run(

@@ -41,10 +41,10 @@ def test_parameters_have_the_types_of_the_notebooks_own():
 
 
 @pytest.mark.parametrize(("injected", "why"), [
-    ('train = "false"', "train = 'false' is a text; this notebook takes True or False, such as True"),
-    ('train = "no"', "True or False"), ("train = 0", "a whole number"), ("updates = True", "such as 100"),
-    ("updates = 0.5", "updates = 0.5 is a number; this notebook takes a whole number"), ("profile = 5", "a text"),
-    ("profile = None", "is None"), ("pictures = 3", "takes a list"), ("rate = float('nan')", "is a text")])
+    ('train = "false"', "train = 'false' is of type str; this notebook takes bool, such as True"),
+    ('train = "no"', "takes bool"), ("train = 0", "of type int"), ("updates = True", "takes int, such as 100"),
+    ("updates = 0.5", "updates = 0.5 is of type float; this notebook takes int"), ("profile = 5", "takes str"),
+    ("profile = None", "NoneType"), ("pictures = 3", "takes list"), ("rate = float('nan')", "malformed")])
 def test_a_parameter_of_another_type_is_refused(injected, why):
     with pytest.raises(ValueError, match=why):
         given(injected)
@@ -271,7 +271,6 @@ def test_the_numbers_of_the_report_are_those_of_the_per_image_records(results, e
     c1 = verdicts["C1 IKM beats vanilla convolution"]
     assert c1["seeds"] == "5" and c1["notebook"] == "[04](cpu/notebooks/04_table3_attention.ipynb)"
     assert len(verdicts) == 3 and (results / "claims.png").exists()
-    assert f"| cpu | one network in minutes on one CPU core | 64 | {64 * 0.5:.3f} |" in text
     assert len(pd.read_csv(results / "cpu" / "runs.csv")) == 64
 
 

@@ -27,7 +27,6 @@ from ikmlib.study.stats import (
     outcomes,
     paired,
     residual_deviation,
-    seeds_in_words,
 )
 
 Found = Mapping[str, Difference]   # a question's name -> its answer
@@ -129,15 +128,15 @@ def compare(scores: pd.DataFrame, questions: Mapping[str, Mapping], published: p
             for cell, rows in finished.groupby(names, sort=False)}
     families = {cell: rows[family].iloc[0] if family else "all" for cell, rows in cells.items()}
     members = {}
-    for cell, name in families.items():
-        if pd.notna(name) and cell in psnr and (cells[cell].state == "finished").all():
-            members.setdefault(name, []).append(psnr[cell].mean())
-    pooled = {name: residual_deviation(pd.DataFrame(means)) for name, means in members.items()}
+    for cell, rows in cells.items():
+        if cell in psnr and (rows.state == "finished").all():
+            members.setdefault(families[cell], []).append(psnr[cell].mean())
+    pooled = {name: residual_deviation(pd.DataFrame(means)) for name, means in members.items() if pd.notna(name)}
 
     def answer(weights: Mapping) -> Difference:
         weights = {_cell(cell): weight for cell, weight in weights.items()}
-        deviation, *others = {families.get(cell) for cell in weights}
-        return replace(_difference(weights, cells, psnr, None if others else pooled.get(deviation)),
+        name, *others = {families.get(cell) for cell in weights}
+        return replace(_difference(weights, cells, psnr, None if others else pooled.get(name)),
                        paper=sum(weight * _of_paper(published, cell) for cell, weight in weights.items()))
 
     return {name: answer(weights) for name, weights in questions.items()}
@@ -147,13 +146,14 @@ def _difference(weights: Mapping[tuple, float], cells: Mapping[tuple, pd.DataFra
                 deviation: tuple[float, int] | None) -> Difference:
     """One answer of `compare`. `cells`: scores of all declared cells; `psnr`: images x seeds of those with any;
     `deviation`: the pooled standard deviation over seeds and its degrees of freedom, None for the differences' own."""
-    declared = [cells[cell] for cell in weights if cell in cells]
-    seeds = set.intersection(*({*cells[cell].seed} if cell in cells else set() for cell in weights))
-    needed = pd.concat(rows[rows.seed.isin(seeds)] for rows in declared) if declared else pd.DataFrame()
+    nothing = pd.DataFrame(columns=["seed", "run", "state"])
+    declared = [cells.get(cell, nothing)[[*nothing]] for cell in weights]
+    seeds = sorted(set.intersection(*(set(rows.seed) for rows in declared)))
+    needed = pd.concat([rows[rows.seed.isin(seeds)] for rows in declared])
     waiting = Difference(runs=_states_in_words(needed))
-    if not len(needed) or not (needed.state == "finished").all() or not set(weights) <= set(psnr):
+    if not seeds or set(needed.state) != {"finished"} or not set(weights) <= set(psnr):
         return waiting
-    table = sum(weight * psnr[cell][sorted(seeds)] for cell, weight in weights.items()).dropna()   # images x seeds
+    table = sum(weight * psnr[cell][seeds] for cell, weight in weights.items()).dropna()   # images x seeds
     if table.empty:   # scored on different images
         return waiting
     if deviation is not None:
@@ -186,9 +186,10 @@ def table(found: Found) -> pd.DataFrame:
 
 # --- claims ---------------------------------------------------------------------------------------------------------
 
-JUDGED = ["comparison", "paper", "ours", "low", "high", "own_low", "own_high", "detectable", "unit", "outcome", "seeds",
-          "runs"]
-VERBS = {"holds": "hold", "fails": "fail"}   # of several
+_NAMES = {"contrast": "comparison", "gain_db_paper": "paper", "gain_db_ours": "ours", "low_db": "low",
+          "high_db": "high", "own_low_db": "own_low", "own_high_db": "own_high", "detectable_db": "detectable",
+          "unit": "unit", "outcome": "outcome", "seeds": "seeds", "runs": "runs"}
+JUDGED = [*_NAMES.values()]   # columns of comparisons in claims.csv, those of `table` under other names
 
 
 def claim(found: Found, profile: Profile, *, paper: str, holds: str, margin: float = 0.0, smallest: float = SMALLEST,
@@ -209,38 +210,26 @@ def claim(found: Found, profile: Profile, *, paper: str, holds: str, margin: flo
         if among or set(each) != {"holds"}:
             each = outcomes(differences, margin=margin, smallest=smallest, correct=correct)
         said |= {name: outcome for name, outcome in zip(judged, each, strict=True) if name in found}
-    rows = [(name, d.paper, *d.interval, d.own_low, d.own_high, d.detectable, d.unit, said[name], d.seeds, d.runs)
-            for name, d in found.items()]
-    return {"paper": paper, "ours": _ours_in_words(found, said), "comparisons": pd.DataFrame(rows, columns=JUDGED),
+    rows = table(found).assign(unit=[d.unit for d in found.values()], outcome=said.values())
+    return {"paper": paper, "ours": _ours_in_words(found, said), "comparisons": rows.rename(columns=_NAMES)[JUDGED],
             "verdict": judge(list(said.values())) if enough else UNTESTED,
             "because": f"{holds} " + (f"Fewest seeds of any comparison: {fewest} ({MIN_SEEDS} needed)." if fewest else
                                       "Some of the declared runs are not finished.")}
 
 
 def _ours_in_words(found: Found, said: Mapping[str, str]) -> str:
-    """The comparisons of a claim in one line: how many hold and fail, and between which differences they lie."""
-    known = [d for d in found.values() if d.known]
+    """The comparisons of a claim in one line."""
     if len(found) == 1:
         return str(*found.values())
-    if len(known) < len(found):
-        return f"{len(known)} of {len(found)} comparisons complete"
+    known = sorted((d for d in found.values() if d.known), key=lambda d: d.mean)
     if "waits" in said.values():
-        return f"{seeds_in_words(min(d.seeds for d in known))} of each comparison, {MIN_SEEDS} needed"
-    low, *_, high = sorted(known, key=lambda d: d.mean)
-    counts = ", ".join(f"{n} {VERBS.get(outcome, outcome)}" for outcome, n in Counter(said.values()).items())
-    spread = f"; from {low.mean:+.3f} to {high.mean:+.3f} {low.unit}" if len({d.unit for d in known}) == 1 else ""
-    return f"of {len(found)} comparisons {counts}{spread}"
+        return f"{len(known)} of {len(found)} comparisons are complete"
+    verbs = {"holds": "hold", "fails": "fail"}   # of several
+    counts = ", ".join(f"{n} {verbs.get(outcome, outcome)}" for outcome, n in Counter(said.values()).items())
+    return f"of {len(found)} comparisons {counts}; from {known[0].mean:+.3f} to {known[-1].mean:+.3f} {known[0].unit}"
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
-
-
-def with_seeds(found: Found) -> list[str]:
-    """The names of answers; with the runs that are finished where some are not, and with the number of seeds where
-    answers rest on different numbers: one seed's interval, of images alone, is narrow for that reason."""
-    several = len({d.seeds for d in found.values() if d.known}) > 1
-    return [name + (f" ({seeds_in_words(d.seeds)})" * several if d.known else f" ({d.runs})")
-            for name, d in found.items()]
 
 
 def figure_differences(found: Found, published_on: str = "", kinds: Mapping[str, str] | None = None):
@@ -267,7 +256,7 @@ def figure_differences(found: Found, published_on: str = "", kinds: Mapping[str,
         axes.plot([], [], "D", ms=7.5, mfc="none", mec="C1", mew=1.6,
                   label=f"paper{published_on and f', {published_on}, no interval'}")
     axes.axvline(0, color="0.3", lw=1)
-    axes.set_yticks(range(len(found)), with_seeds(found))
+    axes.set_yticks(range(len(found)), [name if d.known else f"{name} ({d.runs})" for name, d in found.items()])
     axes.set_ylim(len(found) - 0.5, -0.5)
     axes.grid(False, axis="y")
     axes.set(xlabel="PSNR difference (dB)")

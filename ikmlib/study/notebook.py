@@ -29,8 +29,6 @@ EVIDENCE = tuple(profile for profile in reversed(PROFILES.values()) if profile.e
 DIGITS = (("ssim", 4), ("psnr", 2), ("db", 3), ("_k_", 1), ("_g_", 1))
 # Columns of contrasts that the CSV files hold and tables leave out
 DETAILS = ("images_error_db", "images_freedom", "seeds_error_db", "seeds_freedom")
-KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", list: "a list",
-         dict: "a dictionary", type(None): "None"}
 
 
 # --- parameters -----------------------------------------------------------------------------------------------------
@@ -43,44 +41,34 @@ def check_parameters(cells: Sequence[str]) -> dict[str, object]:
     first. Raises ValueError for a name that the notebook does not define (papermill itself only warns), and for a value
     of another type than the notebook's own, such as the text "false" for True.
     """
+    def assigned(source):
+        return {target.id: ast.literal_eval(node.value) for node in ast.parse(source).body
+                if isinstance(node, ast.Assign) for target in node.targets}
+
     injected = [cell for cell in cells if cell.startswith("# Parameters")]
     if not injected:
         return {}
-    own, given = _assigned(next(cell for cell in cells if cell.strip())), _assigned("\n".join(injected))
+    own, given = assigned(next(cell for cell in cells if cell.strip())), assigned("\n".join(injected))
     if unknown := given.keys() - own.keys():
         raise ValueError(f"unknown parameter {', '.join(sorted(unknown))}; "
                          f"this notebook takes {', '.join(sorted(own))}")
     return {name: _as_meant(name, value, own[name]) for name, value in given.items()}
 
 
-def _assigned(source: str) -> dict[str, object]:
-    """The literals that a cell assigns to names; what is no literal, such as float("nan"), as its text."""
-    found = {}
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.Assign):
-            try:
-                value = ast.literal_eval(node.value)
-            except ValueError:
-                value = ast.unparse(node.value)
-            found |= {target.id: value for target in node.targets}
-    return found
-
-
 def _as_meant(name: str, value: object, own: object) -> object:
-    """A parameter's value as a value of the type of the notebook's own, where there is one meaning: 1e2 for a whole
-    number is 100, one text for a list is a list of it, and a dictionary's keys "2" are 2. Else ValueError."""
-    if type(value) is dict and type(own) is dict:
+    """A parameter's value as one of the type of the notebook's own, where there is one meaning: 1e2 for a whole number
+    is 100, one text for a list is a list of it, and a dictionary's keys "2" are 2. Else ValueError."""
+    types = type(value), type(own)
+    if types == (dict, dict):
         return {int(key) if str(key).isdecimal() else key: item for key, item in value.items()}
-    if type(value) is type(own):
-        return value
-    if type(value) is str and type(own) is list:
+    if types == (str, list):
         return [value]
-    if type(value) is float and type(own) is int and value.is_integer():
-        return int(value)
-    if type(value) is int and type(own) is float:
-        return float(value)
-    raise ValueError(f"parameter {name} = {value!r} is {KINDS[type(value)]}; this notebook takes {KINDS[type(own)]}, "
-                     f"such as {own!r}")
+    if types == (int, float) or types == (float, int) and value.is_integer():
+        return type(own)(value)
+    if types[0] is not types[1]:
+        raise ValueError(f"parameter {name} = {value!r} is of type {types[0].__name__}; this notebook takes "
+                         f"{types[1].__name__}, such as {own!r}")
+    return value
 
 
 # --- pages ----------------------------------------------------------------------------------------------------------
@@ -210,12 +198,11 @@ class Page:
 def recorded_profile(name: str) -> Profile:
     """The largest profile that is evidence and holds a verdict of this notebook; where there is none, the largest at
     which it was executed, else `cpu`."""
-    for profile in EVIDENCE:
-        if len(read_claims(profile).query("notebook == @name and verdict != @UNTESTED")):
-            return profile
+    judged = [profile for profile in EVIDENCE
+              if any((rows := read_claims(profile)).verdict[rows.notebook == name] != UNTESTED)]
     executed = [profile for profile in EVIDENCE
                 if (config.results_root() / profile.name / "notebooks" / f"{name}.ipynb").exists()]
-    return executed[0] if executed else PROFILES["cpu"]
+    return [*judged, *executed, PROFILES["cpu"]][0]
 
 
 def open_page(name: str, *, profile: str, train: bool = True, cells: Sequence[str] = ()) -> Page:
@@ -267,15 +254,16 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
 
 def differences(rows: pd.DataFrame) -> pd.DataFrame:
     """Comparisons with columns as JUDGED as people read them: ours, with its intervals and unit, in one text."""
-    known = rows.ours.notna()
-    shown = rows[["comparison"]].assign(
-        paper=[_text(value, "") if pd.isna(value) else f"{value:+.2f}" for value in rows.paper])
-    for name, low, high in (("ours, 95 % interval", "low", "high"), ("interval of its own", "own_low", "own_high")):
-        mean = [f"{value:+.3f} " for value in rows.ours] if low == "low" else [""] * len(rows)
-        shown[name] = [f"{m}[{a:+.3f}, {b:+.3f}] {unit}" if there else "–" for m, a, b, unit, there in zip(
-            mean, rows[low], rows[high], rows.unit, known, strict=True)]
-    shown["minimum detectable effect"] = rows.detectable
-    return shown.assign(outcome=rows.outcome, runs=rows.runs).reset_index(drop=True)
+    told = []
+    for row in rows.itertuples():
+        pooled, own = "–", "–"
+        if pd.notna(row.ours):
+            pooled = f"{row.ours:+.3f} [{row.low:+.3f}, {row.high:+.3f}] {row.unit}"
+            own = f"[{row.own_low:+.3f}, {row.own_high:+.3f}]"
+        paper = "–" if pd.isna(row.paper) else f"{row.paper:+.2f}"
+        told.append((row.comparison, paper, pooled, own, row.detectable, row.outcome, row.runs))
+    return pd.DataFrame(told, columns=["comparison", "paper", "ours, 95 % interval", "interval of its own",
+                                       "minimum detectable effect", "outcome", "runs"])
 
 
 def markdown_table(frame: pd.DataFrame) -> str:

@@ -107,7 +107,7 @@ def verdicts(rows: pd.DataFrame, folder: str = "") -> pd.DataFrame:
     first = rows.drop_duplicates("claim")
     return pd.DataFrame({
         "claim": first.claim.map(in_words), "verdict": "**" + first.verdict + "**", "paper": first.paper_words,
-        "ours": first.ours_words, "profile": first.profile, "seeds": first.seeds.replace(0, pd.NA),
+        "ours": first.ours_words, "profile": first.profile, "seeds": first.seeds,
         "notebook": [f"[{name[:2]}]({folder}{profile}/notebooks/{name}.ipynb)"
                      for name, profile in zip(first.notebook, first.profile, strict=True)]})
 
@@ -127,8 +127,6 @@ def markdown() -> str:
         return ("# Reproduction report\n\n> **No evidence yet.** No profile that counts as evidence has results; "
                 "`smoke` only shows that everything runs. `./run_all.sh --profile cpu` makes the first evidence.\n")
     counts = rows.drop_duplicates("claim").loc[lambda table: table.claim.str.match(r"C\d")].verdict.value_counts()
-    used = [(p.name, p.summary, *sums) for p in EVIDENCE
-            for sums in compute_used(p)[["runs", "hours"]].tail(1).itertuples(index=False)]
     return "\n\n".join([
         "# Reproduction report: the best evidence so far",
         "![All claims: the paper's differences and ours](claims.png)",
@@ -145,10 +143,7 @@ def markdown() -> str:
         f"*{UNTESTED}*. The first interval pools the standard deviations over seeds of like networks, and decides; the "
         "second uses the comparison's own. A claim of a gain fails where the whole interval lies below "
         f"{SMALLEST} dB (C6: 0.01 dB), and is *undecided* where it reaches from no gain to one worth a claim. The "
-        "minimum detectable effect is for a power of 80 %. The reason of each verdict stands in its notebook.",
-        "## Profiles with evidence",
-        markdown_table(pd.DataFrame(used, columns=["profile", "budget", "finished runs", "hours of training"])),
-    ]) + "\n"
+        "minimum detectable effect is for a power of 80 %. The reason of each verdict stands in its notebook."]) + "\n"
 
 
 def html() -> str | None:

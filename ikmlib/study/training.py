@@ -16,8 +16,8 @@ from ikmlib.config import PROFILES, Profile, cores
 from ikmlib.models import ARCHITECTURES
 from ikmlib.study import experiments, recipe, records, weights
 from ikmlib.study.other_attention import other_attention_scores
-from ikmlib.study.processes import programs
 from ikmlib.study.records import Run, with_available_data
+from ikmlib.study.runner import programs
 from ikmlib.trainers import TrainingDiverged
 
 # --- the queue ------------------------------------------------------------------------------------------------------
