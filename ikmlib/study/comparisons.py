@@ -223,7 +223,7 @@ def _ours_in_words(found: Found, said: Mapping[str, str]) -> str:
         return str(*found.values())
     known = sorted((d for d in found.values() if d.known), key=lambda d: d.mean)
     if "waits" in said.values():
-        return f"{len(known)} of {len(found)} comparisons are complete"
+        return f"{sum(d.seeds >= MIN_SEEDS for d in known)} of {len(found)} comparisons are complete"
     verbs = {"holds": "hold", "fails": "fail"}   # of several
     counts = ", ".join(f"{n} {verbs.get(outcome, outcome)}" for outcome, n in Counter(said.values()).items())
     return f"of {len(found)} comparisons {counts}; from {known[0].mean:+.3f} to {known[-1].mean:+.3f} {known[0].unit}"
