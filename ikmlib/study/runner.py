@@ -152,8 +152,7 @@ def run_notebooks(profile: Profile, only: Sequence[str] = (), train: bool = True
                     write_bytes(out / copy.name, copy.read_bytes())
                 print(copy.stem, said.read_text("utf-8") if said.exists() else f"FAILED: exit code {code}", flush=True)
                 failed += code != 0
-    report = write_report(profile.name)
-    print(f"report: {report} and {report.with_name('report.html')}", flush=True)
+    print(f"report: {write_report(profile.name)}", flush=True)
     return int(failed > 0)
 
 
