@@ -145,18 +145,18 @@ def data(args: argparse.Namespace) -> int:
 
 
 def report(args: argparse.Namespace) -> None:
-    """write a profile's REPORT.md and report.html, and the REPORT.md over all profiles"""
+    """write a profile's runs.csv, and REPORT.md, claims.png and report.html over all profiles"""
     from ikmlib.study import report
-    print(report.write_report(args.profile or "auto"), report.write_overall(), sep="\n")
+    print(report.write_report(args.profile or "auto"))
 
 
 def verify(args: argparse.Namespace) -> int:
-    """check the records of runs and notebooks and all weights, and name what is damaged or does not fit"""
+    """check the records of runs, the claims and all weights, and name what is damaged or does not fit"""
     from ikmlib import files
-    from ikmlib.study import claims, records, weights
+    from ikmlib.study import notebook, records, weights
     wrong = files.refused(weights.load, sorted(weights.folder().glob("*.safetensors")))
     wrong += files.refused(records.all_records, config.PROFILES.values())
-    wrong += files.refused(claims.pages, config.PROFILES.values())
+    wrong += files.refused(notebook.read_claims, config.PROFILES.values())
     print(*wrong or ["nothing is wrong"], sep="\n")
     return int(bool(wrong))
 
