@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
-from ikmlib import config
 from ikmlib.config import PROFILES, Profile
 from ikmlib.models import ARCHITECTURES, Architecture
 from ikmlib.study.records import Run, factors

@@ -171,8 +171,7 @@ class Page:
         none.
 
         Unless `any_profile` (the work is the same in every profile), a profile that is no evidence gives "not tested at
-        this budget", and so do networks that were trained on embedded photographs. Raises ValueError for an unknown
-        verdict.
+        this budget". Raises ValueError for an unknown verdict.
         """
         from IPython.display import Markdown
 
