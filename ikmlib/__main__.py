@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--scale", type=int, choices=(2, 3, 4), help="default: what --weights is for, or 2")
     sub.add_argument("--weights", type=Path, metavar="FILE", help="default: the best of results/weights for the scale")
     sub = command(score, epilog="Low-resolution pictures are made as by MATLAB's imresize. Each goes through the\n"
-                  "network whole, as in the study, which takes about 4 GB of memory for a megapixel at x2.")
+                  "network whole, as in the study, which takes about 1 GB of memory a megapixel at x2.")
     sub.add_argument("images", metavar="FOLDER_OR_SET", help="a folder of pictures, or Set5, BSD100 ... by name")
     sub.add_argument("--weights", type=Path, metavar="FILE", required=True, help="of `ikmlib.save`, or of the study")
     sub.add_argument("--scale", type=int, choices=(2, 3, 4), help="refuse weights that are for another scale")
@@ -150,18 +150,18 @@ def data(args: argparse.Namespace) -> int:
 
 
 def report(args: argparse.Namespace) -> None:
-    """write a profile's REPORT.md and report.html, and the REPORT.md over all profiles"""
+    """write a profile's runs.csv, and REPORT.md, claims.png and report.html over all profiles"""
     from ikmlib.study import report
-    print(report.write_report(args.profile or "auto"), report.write_overall(), sep="\n")
+    print(report.write_report(args.profile or "auto"))
 
 
 def verify(args: argparse.Namespace) -> int:
-    """check the records of runs and notebooks and all weights, and name what is damaged or does not fit"""
+    """check the records of runs, the claims and all weights, and name what is damaged or does not fit"""
     from ikmlib import files
-    from ikmlib.study import claims, records, weights
+    from ikmlib.study import notebook, records, weights
     wrong = files.refused(weights.load, sorted(weights.folder().glob("*.safetensors")))
     wrong += files.refused(records.all_records, config.PROFILES.values())
-    wrong += files.refused(claims.pages, config.PROFILES.values())
+    wrong += files.refused(notebook.read_claims, config.PROFILES.values())
     print(*wrong or ["nothing is wrong"], sep="\n")
     return int(bool(wrong))
 

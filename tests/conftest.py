@@ -88,8 +88,9 @@ class Kept(notebook.Page):
         return pd.read_csv(committed) if committed.exists() else super().measured(name, measure)
 
     def figure(self, figure, name, caption="", **options):
-        figure.canvas.draw()
-        plt.close(figure)
+        if figure is not None:   # something is known
+            figure.canvas.draw()
+        plt.close("all")
 
     def verdict(self, claim, **found):
         self.verdicts[claim] = found

@@ -19,7 +19,7 @@ from PIL import Image
 from ikmlib import config, datasets
 from ikmlib.__main__ import main
 from ikmlib.datasets import SETS, FetchError
-from ikmlib.study import processes, runner
+from ikmlib.study import runner
 
 NAMES = ("baby", "bird", "butterfly", "head", "woman")
 
@@ -215,7 +215,7 @@ def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path, tiny):
     put(tmp_path / "IKM_DATA" / "Set5", tiny)
     assert config.results_root() == tmp_path / "IKM_RESULTS" and config.cache_root() == tmp_path / "IKM_CACHE"
     assert datasets.paths("Set5")["baby"].parent == tmp_path / "IKM_DATA" / "Set5"
-    assert processes.places()["IKM_DATA"] == str(tmp_path / "IKM_DATA")   # what the kernels of notebooks get
+    assert runner.places()["IKM_DATA"] == str(tmp_path / "IKM_DATA")   # what the kernels of notebooks get
     assert runner.portable(f"{tmp_path}/IKM_DATA/Set5") == "$IKM_DATA/Set5"
     monkeypatch.setenv("IKM_RESULTS", "~no-such-user/a")
     with pytest.raises(ValueError, match="IKM_RESULTS=~no-such-user/a: there is no such home folder"):

@@ -214,24 +214,3 @@ def test_a_comparison_may_not_mix_devices_or_precisions(results, changed):
     with pytest.raises(ValueError, match=f"{tiny().id} was trained on .*IKM_RESULTS"):
         training.train_runs([tiny(), tiny(seed=2)], show=False)
     assert not tiny(seed=2).folder.exists()
-
-
-def finish(profile, part):
-    for run in planned(profile, part).run:
-        run.folder.mkdir(parents=True, exist_ok=True)
-        (run.folder / "run.json").write_text("{}")
-
-
-def test_opened_by_hand_a_notebook_shows_the_largest_profile_that_is_finished_for_it(results):
-    assert experiments.recorded("02_table1_lightweight") == CPU   # nothing is finished anywhere
-    finish(CPU, "table1")
-    finish(CPU, "same_budget")
-    assert experiments.recorded("02_table1_lightweight") == CPU
-    finish(LONG, "table1")
-    assert experiments.recorded("02_table1_lightweight") == LONG
-    planned(LONG, "table1").run.iloc[0].folder.joinpath("run.json").unlink()
-    assert experiments.recorded("02_table1_lightweight") == CPU
-    assert experiments.recorded("13_cost") == CPU
-    (results / "small" / "pages").mkdir(parents=True)
-    (results / "small" / "pages" / "13_cost.json").write_text("{}")
-    assert experiments.recorded("13_cost") == PROFILES["small"]

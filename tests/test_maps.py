@@ -52,21 +52,31 @@ def test_variance_and_shapes_and_correlations_have_their_known_answers(book):
     own = random.normal(size=(6, 1, 1, 1)) * (3 * laplace + horizontal - 2 * vertical)
     np.testing.assert_allclose(book.own_shapes(5 * vertical + own), [np.array([9, 1, 4, 0]) / 14] * 6, atol=1e-12)
     x, y = np.array([1.0, 2, 3, 4, 50]), np.array([2.0, 1, 4, 3, 5])   # squared rank differences add up to 4
-    assert book.rank_correlation(x, y[None]).mean == pytest.approx(1 - 6 * 4 / (5 * 24))
+    assert book.rank_correlation(x, y) == pytest.approx(1 - 6 * 4 / (5 * 24))
     x, noise = random.normal(size=(2, 400))
-    d = book.rank_correlation(x, 0.8 * x[None] + 0.6 * noise)   # as wide as by Fisher's z
+    d = book.over_images(lambda row, kept: book.rank_correlation(x[kept], row), "", 0.8 * x[None] + 0.6 * noise)
+    # as wide as by Fisher's z
     assert np.arctanh(d.high) - np.arctanh(d.low) == pytest.approx(2 * 1.96 / np.sqrt(397), rel=0.25)
+
+
+def test_means_over_images_have_the_interval_of_stats_paired(book):
+    trained, untrained = random.normal(size=(2, 3, 20))
+    found = book.over_images(lambda row, kept: row.mean(), "u", trained, untrained)
+    assert found.interval == pytest.approx(stats.paired(trained - untrained).interval)
 
 
 @pytest.mark.parametrize(("laplace", "follow", "seeds", "verdict"), [
     (0.4, 1, 3, "supported"), (0.05, 1, 3, "mixed"), (0.4, 0, 3, "undecided"), (0.4, 1, 2, stats.UNTESTED)])
-def test_c10_asks_for_both_shapes_where_the_image_has_them_in_three_seeds(book, laplace, follow, seeds, verdict):
-    luma, other = random.random((2, 60, 3))
-    shares = np.array([laplace, 0.4, 0]) + 0.03 * (luma if follow else other)
-    rows = [("trained", seed, i, 5, *shares[i], *luma[i]) for seed in range(seeds) for i in range(60)]
+def test_c10_asks_what_training_made_of_both_shapes_in_three_seeds(book, laplace, follow, seeds, verdict):
+    luma, other, before = random.random((3, 60, 3))
+    shares = {"trained": np.array([laplace, 0.4, 0]) + 0.03 * (luma if follow else other),
+              "untrained": np.array([0.1, 0.1, 0]) + 0.03 * before}
+    rows = [(name, seed, i, {"trained": 5, "untrained": 2}[name] + luma[i, 0], *shares[name][i], *luma[i])
+            for name in shares for seed in range(seeds) for i in range(60)]
     table = execute(book, "asked =", images=pd.DataFrame(rows, columns=book.KEYS["images"]))
     words = book.c10(table.answers, pd.DataFrame([("trained", "all", 0.25)], columns=["network", "unit", "icc"]))
-    assert words["verdict"] == verdict and "vertical" not in words["ours"] and len(table.asked) == 7
+    assert words["verdict"] == verdict and len(words["comparisons"]) == 5 and len(table.asked) == 3 * 7
+    assert not words["comparisons"].comparison.str.contains("vertical").any()
 
 
 def test_tables_serve_again_unless_they_are_of_other_runs(book, results, monkeypatch):

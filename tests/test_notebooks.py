@@ -12,7 +12,7 @@ from ipykernel.kernelspec import get_kernel_dict
 
 from ikmlib import config
 from ikmlib.__main__ import main
-from ikmlib.study import training
+from ikmlib.study import notebook, training
 
 NOTEBOOKS = sorted((config.ROOT / "notebooks").glob("*.ipynb"))
 by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -93,13 +93,13 @@ def test_no_sentence_becomes_a_heading(path):
 def test_the_whole_study_at_smoke_then_again_without_training(results, capfd):
     """`run` trains, executes all notebooks, and writes the report; a second time every run is reused."""
     assert main(["run", "--profile", "smoke"]) == 0
-    out = capfd.readouterr().out
     folder = results / "smoke"
-    assert str(folder / "REPORT.md") in out or "REPORT.md" in out
+    assert str(results / "REPORT.md") in capfd.readouterr().out
     for path in NOTEBOOKS:
         assert (folder / "notebooks" / path.name).exists()
-    report = (folder / "REPORT.md").read_text()
-    assert "Not evidence" in report and "not tested at this budget" in report
+    assert "No evidence yet" in (results / "REPORT.md").read_text()
+    trained = notebook.read_claims(config.PROFILES["smoke"]).dropna(subset=["comparison"])
+    assert len(trained) > 50 and set(trained.verdict) == {"not tested at this budget"}
     runs = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/run.json")}
     assert len(runs) == len(training.queue(config.PROFILES["smoke"]))
     assert main(["run", "--profile", "smoke", "--only", "04"]) == 0
@@ -107,10 +107,13 @@ def test_the_whole_study_at_smoke_then_again_without_training(results, capfd):
 
 
 @pytest.mark.slow
-def test_unknown_parameter_stops_a_notebook_under_papermill(results, tmp_path):
+@pytest.mark.parametrize(("words", "why"), [
+    (("-p", "epochs", "3"), "unknown parameter epochs; this notebook takes profile, train"),
+    (("-p", "profile", "smoke", "-p", "train", "false"), "train = 'false' is of type str; this notebook takes bool")])
+def test_a_wrong_parameter_stops_a_notebook_under_papermill(results, tmp_path, words, why):
     source = config.ROOT / "notebooks" / "04_table3_attention.ipynb"
     done = subprocess.run(
         [sys.executable, "-m", "papermill", "-k", "python3", str(source),
-         str(tmp_path / "out.ipynb"), "-p", "epochs", "3"],
+         str(tmp_path / "out.ipynb"), *words],
         capture_output=True, text=True, check=False, cwd=Path(config.ROOT))
-    assert done.returncode != 0 and "unknown parameter epochs; this notebook takes profile, train" in done.stderr
+    assert done.returncode != 0 and why in done.stderr and not list(results.iterdir())

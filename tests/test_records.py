@@ -202,7 +202,7 @@ def two_runs(trained, results):
     ("scores.csv", r"(\n[^\n]*\n)$", r"\1\1", "does not have every image of its sets once"),
     ("scores.csv", r",\d+\.\d+\n", ",\n", "missing or infinite"),
     ("scores.csv", r"embedded-test", "Set6", "Set6"),
-    ("scores.csv", r"\d\n", "0\n", "was changed after the run"),
+    ("scores.csv", r"\d\n", "0\n", "scores.csv changed after it was written"),
     ("curve.csv", r"\n6,[^\n]*\n", "\n", "does not end at update 6"),
 ])
 def test_what_is_wrong_with_a_record_is_found_and_the_report_refuses_it(two_runs, capsys, name, old, new, why):
@@ -222,18 +222,34 @@ def test_what_is_wrong_with_a_record_is_found_and_the_report_refuses_it(two_runs
 
 
 def test_verify_reads_what_notebooks_wrote(results, capsys):
-    files.write_text(results / "smoke" / "pages" / "13_cost.json", "{}")
-    assert main(["verify"]) == 1 and "pages/13_cost.json is damaged" in capsys.readouterr().out
+    files.write_text(results / "smoke" / "claims.csv", "claim,verdict\nC1,mixed\n")
+    assert main(["verify"]) == 1 and "smoke/claims.csv is damaged" in capsys.readouterr().out
+
+
+def test_verify_names_controls_that_do_not_fit_or_were_changed(two_runs, capsys):
+    path = tiny().folder / "controls.csv"
+    controls = tiny().scores()[["set", "image"]].assign(frozen=30.0, swapped=29.0)
+    files.write_csv(path, controls)
+    assert main(["verify"]) == 0   # records of before know no digest of it
+    record = records.read_record(tiny().folder)
+    files.write_text(path.with_name("run.json"), json.dumps(record | {"files": records.digests(tiny().folder)}))
+    assert main(["verify"]) == 0
+    files.write_csv(path, controls.assign(swapped=29.5))
+    capsys.readouterr()
+    assert main(["verify"]) == 1 and "controls.csv changed after it was written" in capsys.readouterr().out
+    files.write_text(path.with_name("run.json"), json.dumps(record))
+    files.write_csv(path, controls[1:])
+    assert main(["verify"]) == 1 and "for every scored image" in capsys.readouterr().out
 
 
 def test_a_report_over_all_profiles_is_written_as_a_whole_or_not_at_all(two_runs, monkeypatch):
     def refuse():
         raise ValueError("a damaged record")
 
-    monkeypatch.setattr(report, "overall_markdown", refuse)
+    monkeypatch.setattr(report, "markdown", refuse)
     with pytest.raises(ValueError, match="a damaged record"):
-        report.write_overall()
-    assert not list(two_runs.glob("*.*"))
+        report.write_report("smoke")
+    assert not list(two_runs.glob("*.*")) and not (two_runs / "smoke" / "runs.csv").exists()
 
 
 def test_other_images_under_one_name_are_refused(two_runs):

@@ -1,4 +1,4 @@
-"""Pages, tables as people read them, and a report made only from records."""
+"""Pages, parameters, tables as people read them, claims, and a report made only of claims and records."""
 import json
 
 import numpy as np
@@ -7,7 +7,8 @@ import pytest
 
 from ikmlib import config, datasets
 from ikmlib.files import write_csv, write_text
-from ikmlib.study import experiments, notebook, records, report
+from ikmlib.study import experiments, notebook, records, report, stats
+from ikmlib.study.comparisons import JUDGED
 from ikmlib.study.records import SCORES
 
 random = np.random.default_rng(0)
@@ -22,33 +23,81 @@ def test_readable_twins():
     assert notebook.markdown_table(frame).splitlines()[2] == "| RB | 37.47 | 35.20 ± 0.03 | – | 3 |"
 
 
-def test_unknown_papermill_parameter_is_refused():
-    cells = ["", 'profile = "auto"\ntrain = True', '# Parameters\nprofile = "smoke"\n']
-    notebook.check_parameters(cells)
-    notebook.check_parameters(cells[:2])
-    with pytest.raises(ValueError, match="unknown parameter epochs; this notebook takes profile, train"):
-        notebook.check_parameters([*cells, "# Parameters\nepochs = 3\n"])
+OWN = 'profile = "auto"\ntrain = True\nupdates = 100\npictures = []\nofficial = {}\nrate = 0.5'
 
 
-def test_page_records_what_the_report_shows(results):
+def given(injected):
+    return notebook.check_parameters(["", OWN, f"# Parameters\n{injected}\n"])
+
+
+def test_parameters_have_the_types_of_the_notebooks_own():
+    assert notebook.check_parameters(["", OWN]) == {}
+    assert given('profile = "smoke"\ntrain = False') == {"profile": "smoke", "train": False}
+    meant = given('updates = 100.0\npictures = "one.jpg"\nofficial = {"2": "a.pth"}\nrate = 1')
+    assert meant == {"updates": 100, "pictures": ["one.jpg"], "official": {2: "a.pth"}, "rate": 1.0}
+    assert type(meant["updates"]) is int and type(meant["rate"]) is float
+    with pytest.raises(ValueError, match="unknown parameter epochs; this notebook takes official, pictures, profile"):
+        given("epochs = 3")
+
+
+@pytest.mark.parametrize(("injected", "why"), [
+    ('train = "false"', "train = 'false' is of type str; this notebook takes bool, such as True"),
+    ('train = "no"', "takes bool"), ("train = 0", "of type int"), ("updates = True", "takes int, such as 100"),
+    ("updates = 0.5", "updates = 0.5 is of type float; this notebook takes int"), ("profile = 5", "takes str"),
+    ("profile = None", "NoneType"), ("pictures = 3", "takes list"), ("rate = float('nan')", "malformed")])
+def test_a_parameter_of_another_type_is_refused(injected, why):
+    with pytest.raises(ValueError, match=why):
+        given(injected)
+
+
+def judged(*rows):
+    """Comparisons as JUDGED, each from (name, paper, ours, outcome, runs)."""
+    return pd.DataFrame([(name, paper, ours, ours - 0.01, ours + 0.01, ours - 0.02, ours + 0.02, 0.015, "dB", outcome,
+                          3, runs) for name, paper, ours, outcome, runs in rows], columns=JUDGED)
+
+
+WORDS = {"paper": "p", "ours": "o", "because": "b"}
+
+
+def test_a_page_writes_tables_figures_and_a_row_a_comparison(results):
     import matplotlib.pyplot as plt
 
-    page = notebook.open_page("04_table3_attention", profile="smoke")
+    page = notebook.open_page("04_table3_attention", profile="cpu")
     frame = pd.DataFrame({"block": ["RB"], "psnr_ours": [31.25]})
     page.table(frame, "numbers", "Some numbers")
-    pd.testing.assert_frame_equal(pd.read_csv(results / "smoke" / "numbers.csv"), frame)
+    pd.testing.assert_frame_equal(pd.read_csv(results / "cpu" / "numbers.csv"), frame)
     page.figure(plt.figure(), "picture", "A picture")
-    assert (results / "smoke" / "picture.png").read_bytes()[:4] == b"\x89PNG"
+    assert (results / "cpu" / "picture.png").read_bytes()[:4] == b"\x89PNG"
+    assert "waits for its declared runs" in page.figure(None, "picture", "A picture").data
+    assert not (results / "cpu" / "picture.png").exists()
     with pytest.raises(ValueError, match="'proven'"):
-        page.verdict("C1", paper="p", ours="o", verdict="proven", because="b")
-    page.verdict("C1", paper="p", ours="o", verdict="supported", because="b")
-    page.verdict("C12", paper="p", ours="o", verdict="supported", because="b", any_profile=True)
-    manifest = json.loads((results / "smoke" / "pages" / "04_table3_attention.json").read_text())
-    assert [c["verdict"] for c in manifest["claims"]] == ["not tested at this budget", "supported"]
-    text = report.write_report("smoke").read_text()
-    assert "31.25" in text and "picture.png" in text and "Not evidence" in text
-    html = (results / "smoke" / "report.html").read_text()
-    assert 'src="picture.png"' in html and "31.25" in html
+        page.verdict("C1", verdict="proven", **WORDS)
+    two = judged(("RB", 0.05, 0.04, "holds", "10 of 10 runs"), ("DB", np.nan, np.nan, "waits", "6 of 10 runs"))
+    shown = page.verdict("C1", verdict="mixed", comparisons=two, **WORDS).data
+    assert "| RB | +0.05 | +0.040 [+0.030, +0.050] dB |" in shown and "6 of 10 runs" in shown
+    page.verdict("C12", verdict="not testable", **WORDS)
+    rows = notebook.read_claims(page.profile)
+    assert list(rows.claim) == ["C1", "C1", "C12"] and list(rows.columns) == notebook.CLAIMS
+    assert list(rows.outcome[:2]) == ["holds", "waits"] and rows.ours.isna().tolist() == [False, True, True]
+    assert list(rows.verdict) == ["mixed", "mixed", "not testable"] and rows.seeds[0] == 3
+
+
+def test_a_notebook_replaces_its_own_rows_and_no_others(results):
+    for name, claim in (("09_fig10_iso_vs_go", "C5"), ("04_table3_attention", "C1"), ("04_table3_attention", "C2")):
+        notebook.open_page(name, profile="cpu").verdict(claim, verdict="mixed", **WORDS)
+    rows = notebook.read_claims(config.PROFILES["cpu"])
+    assert list(rows.claim) == ["C2", "C5"]   # of 04 what it wrote when it was last executed
+
+
+def test_smoke_and_embedded_photographs_carry_no_verdict_but_what_is_the_same_everywhere_does(results):
+    page = notebook.open_page("00_protocol", profile="smoke")
+    page.verdict("P1", verdict="supported", any_profile=True, **WORDS)
+    page.verdict("C11", verdict="supported", **WORDS)
+    assert list(notebook.read_claims(page.profile).verdict) == ["supported", stats.UNTESTED]
+    page = notebook.Page("04_table3_attention", config.PROFILES["cpu"], embedded=True)
+    page.verdict("C1", verdict="supported", comparisons=judged(("RB", 0.05, 0.04, "holds", "")), **WORDS)
+    page.verdict("C12", verdict="mixed", **WORDS)
+    assert list(notebook.read_claims(page.profile).verdict) == [stats.UNTESTED, "mixed"]
 
 
 def test_figures_do_not_depend_on_the_users_matplotlibrc(results, monkeypatch):
@@ -65,16 +114,114 @@ def test_a_recorded_page_shows_what_is_on_disk_and_writes_nothing(results):
     written = notebook.open_page("13_cost", profile="cpu")
     first = written.measured("cost", lambda: pd.DataFrame({"ms": [1.5]}))
     written.table(first, "cost")
-    written.verdict("C11", paper="p", ours="o", verdict="supported", because="b")
+    written.verdict("C11", verdict="supported", **WORDS)
     before = {path: path.stat().st_mtime_ns for path in results.rglob("*") if path.is_file()}
     page = notebook.open_page("13_cost", profile="recorded")
     assert page.profile.name == "cpu" and page.measured("cost", None).ms.item() == 1.5   # no measurement is made
     page.table(pd.DataFrame({"ms": [9.0]}), "cost")
     page.figure(plt.figure(), "picture")
-    page.verdict("C11", paper="p", ours="o", verdict="mixed", because="b")
+    page.verdict("C11", verdict="mixed", **WORDS)
     assert {path: path.stat().st_mtime_ns for path in results.rglob("*") if path.is_file()} == before
     again = notebook.open_page("13_cost", profile="cpu", train=False)
     assert again.measured("cost", None).ms.item() == 1.5 and not again.recorded
+
+
+def executed_at(results, profile, name):
+    path = results / profile / "notebooks" / f"{name}.ipynb"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{}")
+
+
+def test_recorded_opens_the_largest_profile_that_holds_a_verdict(results):
+    name = "02_table1_lightweight"
+    assert notebook.recorded_profile(name).name == "cpu"   # nothing is there
+    executed_at(results, "cpu-long", name)
+    executed_at(results, "cpu", name)
+    assert notebook.recorded_profile(name).name == "cpu-long"
+    verdict_at("cpu", name, {"C9, PSNR": "undecided"})
+    verdict_at("cpu-long", name, {"C9, PSNR": stats.UNTESTED})   # complete or not, it holds no verdict
+    verdict_at("cpu-long", "04_table3_attention", {"C1": "mixed"})
+    assert notebook.recorded_profile(name).name == "cpu"
+
+
+# --- the report -----------------------------------------------------------------------------------------------------
+
+
+def verdict_at(profile, name, verdicts):
+    """Verdicts {claim: verdict} of a notebook at a profile."""
+    page = notebook.Page(name, config.PROFILES[profile])
+    for claim, verdict in verdicts.items():
+        page.verdict(claim, paper="p", ours=f"{claim} at {profile}", because="b", verdict=verdict, any_profile=True)
+
+
+@pytest.mark.parametrize(("verdicts", "chosen"), [
+    ({"cpu": "supported"}, "cpu"),
+    ({"cpu": "supported", "cpu-long": "undecided"}, "cpu-long"),                # whatever the verdict there
+    ({"cpu": "supported", "small": "not supported", "paper": "mixed"}, "paper"),
+    ({"cpu": "supported", "paper": stats.UNTESTED}, "cpu"),                     # a verdict before a larger budget
+    ({"cpu": stats.UNTESTED, "small": stats.UNTESTED}, "cpu"),                  # what is finished first
+    ({"smoke": "supported", "cpu": stats.UNTESTED}, "cpu"),                     # smoke is never evidence
+])
+def test_the_best_evidence_is_the_largest_budget_with_a_verdict(results, verdicts, chosen):
+    for profile, verdict in verdicts.items():
+        verdict_at(profile, "09_fig10_iso_vs_go", {"C5": verdict})
+    row, = report.best().itertuples()
+    assert (row.profile, row.ours_words, row.verdict) == (chosen, f"C5 at {chosen}", verdicts[chosen])
+
+
+def test_claims_are_in_the_papers_order_each_from_its_own_best_profile(results):
+    verdict_at("cpu", "00_protocol", {"P1": "supported"})
+    verdict_at("cpu", "01_fig1_synthetic_1d", {"C12": "not testable"})
+    verdict_at("cpu", "08_fig9_threshold", {"C4, zero": "supported", "C4, median": "supported", "X7": "mixed"})
+    verdict_at("paper", "08_fig9_threshold", {"C4, zero": "mixed", "C4, median": stats.UNTESTED})
+    rows = report.best()
+    assert list(rows.claim) == ["C4, zero", "C4, median", "C12", "P1", "X7"]
+    assert list(rows.profile) == ["paper", "cpu", "cpu", "cpu", "cpu"]
+    assert [report.in_words(claim) for claim in ("C4, zero", "E1, own attention, U-HDB", "P1", "X7")] == [
+        "C4 good thresholds (zero)", "E1 own attention is why (U-HDB)", "P1 our scoring is the paper's", "X7"]
+
+
+def test_the_picture_of_all_claims_shows_what_has_a_result_or_a_printed_number(results):
+    import matplotlib.pyplot as plt
+
+    assert report.figure_claims(report.best()) is None
+    page = notebook.Page("04_table3_attention", config.PROFILES["cpu"])
+    for claim, rows in (("C1", [("RB", 0.05, np.nan, "waits", ""), ("DB", 0.08, 0.04, "holds", "")]),
+                        ("C7", [("V1", np.nan, np.nan, "waits", "")]),
+                        ("C9, PSNR", [("IDN", 0.2, 0.875, "holds", "")])):
+        page.verdict(claim, verdict="mixed", comparisons=judged(*rows), **WORDS)
+    axes, = report.figure_claims(report.best()).axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["RB", "DB", "IDN"]
+    assert [text.get_text() for text in axes.texts] == [
+        "C1 IKM beats vanilla convolution: mixed", "C9 U-HDN is best, at lower cost (PSNR): mixed"]
+    paper, ours = (line.get_xdata() for line in axes.lines[:2])
+    np.testing.assert_equal((list(paper), list(ours)), ([0.05, 0.08, 0.2], [np.nan, 0.04, 0.875]))
+    assert axes.get_xlim()[0] < 0.03 and axes.get_xlim()[1] > 0.885   # nothing lies outside
+    plt.close("all")
+
+
+def test_without_evidence_the_report_says_so(results):
+    verdict_at("smoke", "01_fig1_synthetic_1d", {"C12": "not testable"})
+    path = report.write_report("smoke")
+    assert path == results / "REPORT.md" and "No evidence yet" in path.read_text()
+    assert not (results / "claims.png").exists() and not (results / "report.html").exists()
+
+
+def test_the_web_page_is_the_executed_notebook_99_without_code_and_its_links_lead_on(results):
+    import nbformat
+
+    cells = [nbformat.v4.new_markdown_cell("# All claims\n[plan](../../PLAN.md) [04](04_x.ipynb) [web](https://a.b)"),
+             nbformat.v4.new_code_cell("secret = 1", outputs=[nbformat.v4.new_output("execute_result", data={
+                 "text/markdown": "**0.875** [05](../../small/notebooks/05_y.ipynb)"})])]
+    folder = results / "cpu" / "notebooks"
+    folder.mkdir(parents=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "99_report.ipynb")
+    verdict_at("cpu", "01_fig1_synthetic_1d", {"C12": "not testable"})
+    report.write_report("cpu")
+    html = (results / "report.html").read_text()
+    assert "All claims" in html and "0.875" in html and "secret" not in html
+    for link in ("PLAN.md", "cpu/notebooks/04_x.ipynb", "https://a.b", "small/notebooks/05_y.ipynb"):
+        assert f'href="{link}"' in html
 
 
 def trained(runs, seconds=1800.0, sets=("Set5", "BSD100")):
@@ -105,33 +252,26 @@ def lines_of(run, name):
 
 
 def test_the_numbers_of_the_report_are_those_of_the_per_image_records(results, executed):
-    """REPORT.md, parsed back, against scores.csv: cells of the table, a contrast, a verdict and what it rests on."""
+    """REPORT.md, parsed back, against scores.csv: a comparison, a verdict and what it rests on."""
     cpu = config.PROFILES["cpu"]
     plan = experiments.planned(cpu, "table3")
     planned = {" ".join(cell): list(runs) for cell, runs in plan.groupby(["block", "attention"]).run}
     trained(plan.run)
     made, page = executed("04", "cpu"), notebook.Page("04_table3_attention", cpu)
-    for name in ("table3", "table3_contrasts"):
-        page.table(made.tables[name], name)
     for name, found in made.verdicts.items():
         page.verdict(name, **found)
     text = report.write_report("cpu").read_text()
-    shown, gains, verdicts = (table_of(text, *first) for first in (
-        ("block", "attention"), ("contrast",), ("claim",)))
-    for label, runs in planned.items():
-        means = np.array([lines_of(run, "Set5").mean(0) for run in runs[:3]])   # the seeds that all variants have
-        for column, digits, values in (("Set5 psnr ours", 2, means[:, 0]), ("Set5 ssim ours", 4, means[:, 1])):
-            cells = [float(cell) for cell in shown[label][column].split(" ± ")]
-            rounding = 0.5 * 10.0 ** -digits + 1e-6   # of the cell, and of the CSV, six decimals, that it is read from
-            assert cells == pytest.approx([values.mean(), values.std(ddof=1)], abs=rounding, rel=0)
+    verdicts, compared = table_of(text, "claim"), table_of(text, "claim", "comparison")
     difference = np.mean([np.vstack([lines_of(run, s)[:, [0]] for s in ("Set5", "BSD100")]) - np.vstack(
         [lines_of(other, s)[:, [0]] for s in ("Set5", "BSD100")])
         for run, other in zip(planned["RB IKM"], planned["RB none"], strict=True)])
-    assert gains["RB: IKM − none"]["gain db ours"] == f"{difference:.3f}"
+    row = compared["C1 RB: IKM − none"]
+    assert row["ours, 95 % interval"].startswith(f"{difference:+.3f} [") and row["runs"] == "10 of 10 runs"
+    assert row["paper"] == "+0.05" and len(compared) == 4 + 1 + 8
     c1 = verdicts["C1 IKM beats vanilla convolution"]
-    assert f"RB: IKM − none {difference:+.3f} [" in c1["ours"] and c1["rests on"] == "5 seeds"
-    assert c1["notebook"].startswith("[04](") and len(verdicts) == 13
-    assert f"| a machine | 2 | c | 64 | {64 * 0.5:.3f} | 256000 |" in text
+    assert c1["seeds"] == "5" and c1["notebook"] == "[04](cpu/notebooks/04_table3_attention.ipynb)"
+    assert len(verdicts) == 3 and (results / "claims.png").exists()
+    assert len(pd.read_csv(results / "cpu" / "runs.csv")) == 64
 
 
 def test_hours_of_a_shared_run_are_counted_once(results):
@@ -142,26 +282,3 @@ def test_hours_of_a_shared_run_are_counted_once(results):
     table = report.compute_used(small)
     assert list(table.runs) == [3, 3] and table.hours.iloc[-1] == pytest.approx(1.5) and table.device[1] == "all"
     assert table.updates[1] == 30_000 and report.compute_used(config.PROFILES["cpu"]).empty
-
-
-def test_text_tagged_for_the_report_appears_once_and_below_its_page(results):
-    (results / "cpu" / "pages").mkdir(parents=True)
-    manifest = {"notebook": "99_report", "profile": "cpu", "tables": [], "figures": [], "claims": []}
-    (results / "cpu" / "pages" / "99_report.json").write_text(json.dumps(manifest))
-    lines = report.write_report("cpu").read_text().splitlines()
-    headings = [line for line in lines if line.startswith("#")]
-    assert headings == [
-        "# Reproduction report, profile `cpu`", "## Verdicts", "## 99 · Report: every claim, every cost, errors found",
-        "### Deviations from the paper", "### What was easy", "### What was hard", "### What this does not show",
-        "## Compute"]
-
-
-def test_links_lead_to_executed_notebooks(results):
-    page = notebook.open_page("01_fig1_synthetic_1d", profile="cpu")
-    page.verdict("C12", paper="p", ours="o", verdict="mixed", because="b")
-    executed = results / "cpu" / "notebooks"
-    executed.mkdir()
-    (executed / "01_fig1_synthetic_1d.ipynb").write_text("{}")
-    text = report.write_report("cpu").read_text()
-    assert "[01](notebooks/01_fig1_synthetic_1d.ipynb)" in text
-    assert "[01](cpu/notebooks/01_fig1_synthetic_1d.ipynb)" in report.write_overall().read_text()

@@ -38,12 +38,11 @@ def printed(path: Path) -> str:
 
 @pytest.fixture
 def notebooks(tmp_path, results, monkeypatch) -> Path:
-    """An empty folder of notebooks, and reports that only leave their names."""
+    """An empty folder of notebooks, and a report that only leaves its name."""
     folder = tmp_path / "notebooks"
     folder.mkdir()
     monkeypatch.setattr(runner, "NOTEBOOKS", folder)
-    monkeypatch.setattr(report, "write_report", lambda profile: results / profile / "REPORT.md")
-    monkeypatch.setattr(report, "write_overall", lambda: results / "REPORT.md")
+    monkeypatch.setattr(report, "write_report", lambda profile: results / "REPORT.md")
     return folder
 
 
@@ -85,7 +84,7 @@ def test_several_at_once_one_fails_one_dies_and_those_that_read_them_come_last(n
                  r"02_dies FAILED after \d+ s: DeadKernelError: Kernel died"):
         assert re.search(line, shown), shown
     done = results / "smoke" / "notebooks"
-    assert shown.splitlines()[-1] == f"report: {done.parent / 'REPORT.md'} and {done.parent / 'report.html'}"
+    assert shown.splitlines()[-1] == f"report: {results / 'REPORT.md'}"
 
     names = ["01_bad.ipynb", "02_dies.ipynb", "04_free.ipynb", "13_cost.ipynb", "99_report.ipynb"]
     assert sorted(path.name for path in done.iterdir()) == names
@@ -97,6 +96,17 @@ def test_several_at_once_one_fails_one_dies_and_those_that_read_them_come_last(n
     assert printed(done / names[4]) == f"False {' '.join(names[:4])}\n"
     for name in names:
         assert not any(str(place) in (done / name).read_text() for place in (runner.ROOT, notebooks, results))
+
+
+def test_links_of_a_copy_lead_where_the_notebooks_links_lead(notebooks, results):
+    path = make(notebooks, "05_links", "from IPython.display import Markdown\nMarkdown('[a](../results/PLAN.md)')")
+    book = nbformat.read(path, as_version=4)
+    book.cells.insert(0, nbformat.v4.new_markdown_cell("[read](../README.md), [next](06_x.ipynb), [web](https://a/../b)"))
+    nbformat.write(book, path)
+    assert runner.run_notebooks(SMOKE, ["05"], train=False) == 0
+    cells = nbformat.read(results / "smoke" / "notebooks" / path.name, as_version=4).cells
+    assert cells[0].source == "[read](../../../README.md), [next](06_x.ipynb), [web](https://a/../b)"
+    assert cells[-1].outputs[0].data["text/markdown"] == "[a](../../../results/PLAN.md)"
 
 
 def test_copies_name_folders(monkeypatch, tmp_path):

@@ -22,6 +22,18 @@ def test_one_seed_is_students_interval_over_images():
     assert paired(d).interval == pytest.approx((d.mean(), d.mean() - half, d.mean() + half), abs=1e-5)
 
 
+def test_one_value_alone_decides_nothing():
+    alone = paired(np.array([0.7]))
+    assert alone.known and alone.mean == 0.7 and np.isnan(alone.interval[1:]).all() and np.isnan(alone.detectable)
+    assert alone.p() == 1 and outcomes([alone]) == outcomes([alone], margin=0.02) == ["undecided"]
+
+
+def test_identical_samples_are_no_evidence_of_a_difference():
+    same = paired(np.zeros((3, 20)))
+    assert same.p(0) == 1 and same.p(0.02) == 0 and outcomes([same]) == ["fails"]
+    assert outcomes([same], margin=0.02) == ["holds"]
+
+
 @pytest.mark.parametrize("bad", [[], [1.0, float("nan")]])
 def test_interval_refuses(bad):
     with pytest.raises(ValueError, match="finite and not empty"):
@@ -36,6 +48,8 @@ def test_two_networks_pooled_are_the_paired_t_interval():
     deviation, freedom = residual_deviation(pd.DataFrame(x.mean(2)))
     own, pooled = paired(x[0] - x[1]), paired(x[0] - x[1], (deviation * (2 / 4) ** 0.5, freedom))
     assert pooled.interval == pytest.approx(own.interval) and freedom == own.errors[1][1] == 3
+    wide = paired(x[0] - x[1], (9.0, 30))
+    assert (wide.own_low, wide.own_high) == own.interval[1:] and wide.high - wide.low > 30
 
 
 def test_residuals_of_a_balanced_table_are_those_of_two_way_analysis_of_variance():

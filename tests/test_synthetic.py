@@ -81,10 +81,3 @@ def test_a_draw_repeats_with_its_seed_and_its_methods_lie_between_their_bounds()
 def test_moving_or_negating_a_signal_keeps_its_ideal_kernel_but_not_its_attention():
     why = demo.reasons(SMALL, 0)
     assert (why["ideal kernel"][:2] < 1e-6).all() and (why["attention"][:2] > 0.3).all()
-
-
-@pytest.mark.parametrize("ikm, own, verdict", [
-    ((0.2, 0.1, 0.3), (0.1, 0.05, 0.15), "supported"), ((0.2, 0.1, 0.3), (0.1, 0.0, 0.2), "mixed"),
-    ((0.1, 0.0, 0.2), (0.1, 0.05, 0.15), "not supported")])
-def test_the_verdict_follows_the_stated_rule(ikm, own, verdict):
-    assert demo.rule(ikm, own) == verdict

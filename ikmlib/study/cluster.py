@@ -16,8 +16,8 @@ from tqdm import tqdm
 from ikmlib import config
 from ikmlib.files import UnreadableCheckpoint
 from ikmlib.study import records, training
-from ikmlib.study.processes import places
 from ikmlib.study.records import Run
+from ikmlib.study.runner import places
 
 LOOK_EVERY = 30.0   # seconds between looks at the tasks
 RETRIES = 100       # of a task whose node died; an error of the training itself is not retried

@@ -2,7 +2,6 @@
 
 Every artefact is told the same way. `summary` prints its networks beside the paper's numbers; `compare` answers its
 questions, each a weighted sum of paired scores with an interval; `claim` says what the verdict rule makes of them.
-Everywhere a plan is a frame of runs, see `records.factors`.
 """
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from ikmlib import config
 from ikmlib.config import PROFILES, Profile
 from ikmlib.study import records
 from ikmlib.study.experiments import PARTS, complete, planned
-from ikmlib.study.records import factors, runs_in_words
+from ikmlib.study.records import runs_in_words
 from ikmlib.study.stats import (
     MIN_SEEDS,
     SMALLEST,
@@ -28,7 +27,6 @@ from ikmlib.study.stats import (
     outcomes,
     paired,
     residual_deviation,
-    seeds_in_words,
 )
 
 Found = Mapping[str, Difference]   # a question's name -> its answer
@@ -109,48 +107,68 @@ def minus(a, b) -> dict:
     return {a: 1, b: -1}
 
 
-def compare(plan: pd.DataFrame, questions: Mapping[str, Mapping], published: pd.Series | None = None, *,
-            sets: Sequence[str] = (), family: str = "") -> dict[str, Difference]:
+def compare(scores: pd.DataFrame, questions: Mapping[str, Mapping], published: pd.Series | None = None, *,
+            sets: Sequence[str] = (), family: str = "") -> Found:
     """The answer to each question {cell: weight}: the weighted sum of the cells' PSNR, paired over images and seeds.
 
-    A question is answered when all runs that it needs are finished: those of its cells with the seeds that all of them
-    have by declaration. Ours are of all scored test sets, or of `sets` where they were scored; the paper's are sums of
-    `published` (index: the factors). Deviations over seeds are pooled over the complete cells that share a value of the
-    factor `family`, or over all complete cells without it (see `stats.residual_deviation`). A question about a network
-    that is tested otherwise than it was trained uses the deviation of its own differences.
+    `scores`: as `records.scores` gives them; the columns before `seed` name a cell. A question is answered when all
+    runs that it needs are finished: those of its cells with the seeds that all of them have by declaration. Ours are of
+    all scored test sets, or of `sets` where they were scored; the paper's are sums of `published` (index: the factors).
+
+    Standard deviations over seeds are pooled over like networks (see `stats.residual_deviation`): over the complete
+    cells that share a value of the column `family`, or over all complete cells without it. A question about cells of
+    several families, or of none (NaN), uses the standard deviation of its own differences.
     """
-    names, scores = factors(plan), records.scores(plan)
+    names = list(scores.columns[:scores.columns.get_loc("seed")])
+    cells = {_cell(cell): rows for cell, rows in scores.groupby(names, sort=False)}
     if set(sets) & set(scores["set"]):
         scores = scores[scores["set"].isin(sets)]
-    psnr = {cell: rows.pivot(index=["set", "image"], columns="seed", values="psnr_y")
-            for cell, rows in scores.groupby(names)}
-    trained = [cell for cell, rows in complete(plan).groupby(names)
-               if all(isinstance(run, records.Run) for run in rows.run)]
-    families = {cell: cell[names.index(family)] if family else "" for cell in trained}
-    pooled = {name: residual_deviation(pd.DataFrame([psnr[cell].mean() for cell in trained if families[cell] == name]))
-              for name in set(families.values())}
-    runs = {cell: rows.set_index("seed").run for cell, rows in plan.groupby(names)}
-    return {name: _difference({_cell(cell): weight for cell, weight in weights.items()}, psnr, runs, published,
-                              lambda cells: pooled[families[cells[0]]] if set(cells) <= set(families) else None)
-            for name, weights in questions.items()}
+    finished = scores.dropna(subset=["psnr_y"])
+    psnr = {_cell(cell): rows.pivot(index=["set", "image"], columns="seed", values="psnr_y")
+            for cell, rows in finished.groupby(names, sort=False)}
+    families = {cell: rows[family].iloc[0] if family else "all" for cell, rows in cells.items()}
+    members = {}
+    for cell, rows in cells.items():
+        if cell in psnr and (rows.state == "finished").all():
+            members.setdefault(families[cell], []).append(psnr[cell].mean())
+    pooled = {name: residual_deviation(pd.DataFrame(means)) for name, means in members.items() if pd.notna(name)}
+
+    def answer(weights: Mapping) -> Difference:
+        weights = {_cell(cell): weight for cell, weight in weights.items()}
+        name, *others = {families.get(cell) for cell in weights}
+        return replace(_difference(weights, cells, psnr, None if others else pooled.get(name)),
+                       paper=sum(weight * _of_paper(published, cell) for cell, weight in weights.items()))
+
+    return {name: answer(weights) for name, weights in questions.items()}
 
 
-def _difference(weights: Mapping[tuple, float], psnr: Mapping[tuple, pd.DataFrame], runs: Mapping[tuple, pd.Series],
-                published: pd.Series | None, deviation_of: Callable) -> Difference:
-    """One answer of `compare`. `psnr`: images x seeds, of cells with finished runs; `runs`: by seed, of all cells."""
-    theirs = sum(weight * _of_paper(published, cell) for cell, weight in weights.items())
-    seeds = sorted(set.intersection(*(set(runs[cell].index) if cell in runs else set() for cell in weights)))
-    needed = [run for cell in weights if cell in runs for run in runs[cell][seeds]]
-    waiting = Difference(paper=theirs, runs=runs_in_words(needed))
-    if not needed or not all(run.finished for run in needed):
+def _difference(weights: Mapping[tuple, float], cells: Mapping[tuple, pd.DataFrame], psnr: Mapping[tuple, pd.DataFrame],
+                deviation: tuple[float, int] | None) -> Difference:
+    """One answer of `compare`. `cells`: scores of all declared cells; `psnr`: images x seeds of those with any;
+    `deviation`: the pooled standard deviation over seeds and its degrees of freedom, None for the differences' own."""
+    nothing = pd.DataFrame(columns=["seed", "run", "state"])
+    declared = [cells.get(cell, nothing)[[*nothing]] for cell in weights]
+    seeds = sorted(set.intersection(*(set(rows.seed) for rows in declared)))
+    needed = pd.concat([rows[rows.seed.isin(seeds)] for rows in declared])
+    waiting = Difference(runs=_states_in_words(needed))
+    if not seeds or set(needed.state) != {"finished"} or not set(weights) <= set(psnr):
         return waiting
     table = sum(weight * psnr[cell][seeds] for cell, weight in weights.items()).dropna()   # images x seeds
     if table.empty:   # scored on different images
         return waiting
-    pooled = deviation_of(list(weights))
-    if pooled is not None:
-        pooled = pooled[0] * np.sqrt(sum(weight ** 2 for weight in weights.values()) / len(seeds)), pooled[1]
-    return replace(paired(table.to_numpy(dtype=float).T, pooled), paper=theirs, runs=waiting.runs)
+    if deviation is not None:
+        norm = np.sqrt(sum(weight ** 2 for weight in weights.values()) / len(seeds))
+        deviation = deviation[0] * norm, deviation[1]
+    return replace(paired(table.to_numpy(dtype=float).T, deviation), runs=waiting.runs)
+
+
+def _states_in_words(rows: pd.DataFrame) -> str:
+    """How many of the runs that these scores are of are finished: "3 of 5 runs, 1 diverged"."""
+    if rows.empty:
+        return "not planned"
+    states = rows.groupby("run").state.agg(set)   # a run that is tested in two ways is finished when both are
+    done, diverged = (states == {"finished"}).sum(), states.map(lambda found: "diverged" in found).sum()
+    return f"{done} of {len(states)} runs" + f", {diverged} diverged" * bool(diverged)
 
 
 def table(found: Found) -> pd.DataFrame:
@@ -158,64 +176,71 @@ def table(found: Found) -> pd.DataFrame:
     rows = []
     for name, d in found.items():
         errors = [value for error in (*d.errors, (None, None), (None, None)) for value in error][:4]
-        rows.append((name, d.paper, *d.interval, d.detectable, d.images or None, d.seeds or None, d.runs, *errors))
-    frame = pd.DataFrame(rows, columns=["contrast", "gain_db_paper", "gain_db_ours", "low_db", "high_db",
-                                        "detectable_db", "images", "seeds", "runs", "images_error_db",
+        rows.append((name, d.paper, *d.interval, d.own_low, d.own_high, d.detectable, d.images or None, d.seeds or None,
+                     d.runs, *errors))
+    frame = pd.DataFrame(rows, columns=["contrast", "gain_db_paper", "gain_db_ours", "low_db", "high_db", "own_low_db",
+                                        "own_high_db", "detectable_db", "images", "seeds", "runs", "images_error_db",
                                         "images_freedom", "seeds_error_db", "seeds_freedom"])
     return frame.astype({"images": "Int64", "seeds": "Int64"} | dict.fromkeys(frame.columns[-4:], float))
 
 
-def _in_words(name: str, d: Difference, outcome: str | None) -> str:
-    """A comparison as a verdict tells it: difference, interval, outcome, and what could have been seen."""
-    if outcome is None:
-        return f"{name} {d}"
-    seen = f"; {d.detectable:.3f} could have been seen" if np.isfinite(d.detectable) else ""
-    return f"{name} {d} ({outcome}{seen})"
+# --- claims ---------------------------------------------------------------------------------------------------------
+
+_NAMES = {"contrast": "comparison", "gain_db_paper": "paper", "gain_db_ours": "ours", "low_db": "low",
+          "high_db": "high", "own_low_db": "own_low", "own_high_db": "own_high", "detectable_db": "detectable",
+          "unit": "unit", "outcome": "outcome", "seeds": "seeds", "runs": "runs"}
+JUDGED = [*_NAMES.values()]   # columns of comparisons in claims.csv, those of `table` under other names
 
 
 def claim(found: Found, profile: Profile, *, paper: str, holds: str, margin: float = 0.0, smallest: float = SMALLEST,
-          correct: Callable[[Sequence[float]], Sequence[float]] = list) -> dict[str, object]:
+          correct: Callable[[Sequence[float]], Sequence[float]] = list, among: Found | None = None) -> dict:
     """Keyword arguments of `Page.verdict` for a claim that all of `found` are better, or at least as good within
-    `margin` (see `stats.outcomes`). While one of them waits for runs, the claim is not tested."""
-    known = {name: d for name, d in found.items() if d.known}
-    fewest = min((d.seeds for d in known.values()), default=0) if len(known) == len(found) else 0
-    said = {}   # outcomes, once all are known: correcting for their number needs all of them
-    if fewest:
-        said = dict(zip(found, outcomes(list(found.values()), margin=margin, smallest=smallest, correct=correct),
-                        strict=True))
-    if len(found) <= 5 or not known:
-        ours = "; ".join(_in_words(name, d, said.get(name)) for name, d in found.items())
-    else:
-        means, sizes = [d.mean for d in known.values()], [d.detectable for d in known.values()]
-        counts = ", ".join(f"{n} {name}" for name, n in Counter(said.values()).items())
-        ours = (f"{len(known)} of {len(found)} comparisons complete, from {min(means):+.3f} to {max(means):+.3f} dB"
-                + f": {counts}" * bool(said) + f"; {max(sizes):.3f} dB could have been seen in any of them")
-    enough = profile.evidence and fewest >= MIN_SEEDS
-    drawn = {name: [None if pd.isna(x) else float(x) for x in ((d.paper, *d.interval) if d.known else (d.paper,))]
-             for name, d in found.items()}
-    return {"paper": paper, "ours": ours, "seeds": fewest, "comparisons": drawn,
+    `margin` (see `stats.outcomes`), with a row a comparison as in JUDGED. While one waits for runs, none is judged.
+
+    If all hold by their own intervals, the claim holds and nothing is corrected: each of them had to. Otherwise
+    `correct` decides what single ones of them say. `among`: the comparisons that one of them is corrected for, also if
+    it holds.
+    """
+    judged = among or found
+    fewest = min(d.seeds for d in judged.values()) if all(d.known for d in judged.values()) else 0
+    enough, said = profile.evidence and fewest >= MIN_SEEDS, dict.fromkeys(found, "waits")
+    if enough:
+        differences = list(judged.values())
+        each = outcomes(differences, margin=margin, smallest=smallest)
+        if among or set(each) != {"holds"}:
+            each = outcomes(differences, margin=margin, smallest=smallest, correct=correct)
+        said |= {name: outcome for name, outcome in zip(judged, each, strict=True) if name in found}
+    rows = table(found).assign(unit=[d.unit for d in found.values()], outcome=said.values())
+    return {"paper": paper, "ours": _ours_in_words(found, said), "comparisons": rows.rename(columns=_NAMES)[JUDGED],
             "verdict": judge(list(said.values())) if enough else UNTESTED,
             "because": f"{holds} " + (f"Fewest seeds of any comparison: {fewest} ({MIN_SEEDS} needed)." if fewest else
                                       "Some of the declared runs are not finished.")}
 
 
+def _ours_in_words(found: Found, said: Mapping[str, str]) -> str:
+    """The comparisons of a claim in one line."""
+    if len(found) == 1:
+        return str(*found.values())
+    known = sorted((d for d in found.values() if d.known), key=lambda d: d.mean)
+    if "waits" in said.values():
+        return f"{sum(d.seeds >= MIN_SEEDS for d in known)} of {len(found)} comparisons are complete"
+    verbs = {"holds": "hold", "fails": "fail"}   # of several
+    counts = ", ".join(f"{n} {verbs.get(outcome, outcome)}" for outcome, n in Counter(said.values()).items())
+    return f"of {len(found)} comparisons {counts}; from {known[0].mean:+.3f} to {known[-1].mean:+.3f} {known[0].unit}"
+
+
 # --- figures --------------------------------------------------------------------------------------------------------
-
-
-def with_seeds(found: Found) -> list[str]:
-    """The names of answers; with the runs that are finished where some are not, and with the number of seeds where
-    answers rest on different numbers: one seed's interval, of images alone, is narrow for that reason."""
-    several = len({d.seeds for d in found.values() if d.known}) > 1
-    return [name + (f" ({seeds_in_words(d.seeds)})" * several if d.known else f" ({d.runs})")
-            for name, d in found.items()]
 
 
 def figure_differences(found: Found, published_on: str = "", kinds: Mapping[str, str] | None = None):
     """Ours with the 95 % interval, hollow where seeds are too few for a verdict, the paper's as a hollow diamond; a row
-    an answer. `published_on`: the test set of the paper's numbers; `kinds`: name of an answer -> what its colour says.
+    an answer; None while no answer is known. `published_on`: the test set of the paper's numbers; `kinds`: name of an
+    answer -> what its colour says.
     """
     import matplotlib.pyplot as plt
 
+    if not any(d.known for d in found.values()):
+        return None
     figure, axes = plt.subplots(figsize=(9, 1.7 + 0.42 * len(found)))
     kinds = dict.fromkeys(found, "ours, 95 % interval, all test images") if kinds is None else kinds
     colours = {kind: f"C{2 * i}" for i, kind in enumerate(dict.fromkeys(kinds.values()))}
@@ -231,7 +256,7 @@ def figure_differences(found: Found, published_on: str = "", kinds: Mapping[str,
         axes.plot([], [], "D", ms=7.5, mfc="none", mec="C1", mew=1.6,
                   label=f"paper{published_on and f', {published_on}, no interval'}")
     axes.axvline(0, color="0.3", lw=1)
-    axes.set_yticks(range(len(found)), with_seeds(found))
+    axes.set_yticks(range(len(found)), [name if d.known else f"{name} ({d.runs})" for name, d in found.items()])
     axes.set_ylim(len(found) - 0.5, -0.5)
     axes.grid(False, axis="y")
     axes.set(xlabel="PSNR difference (dB)")
@@ -241,12 +266,14 @@ def figure_differences(found: Found, published_on: str = "", kinds: Mapping[str,
 
 def figure_curves(plan: pd.DataFrame, hue: str, style: str | None = None):
     """Validation PSNR over updates of a plan's complete cells; colour and dashes by factor, bands: standard deviation
-    over seeds."""
+    over seeds; None while no cell is complete."""
     import matplotlib.pyplot as plt
     import seaborn
 
-    figure, axes = plt.subplots(figsize=(9, 5.5))
     curves = records.curves(complete(plan))
+    if curves.empty:
+        return None
+    figure, axes = plt.subplots(figsize=(9, 5.5))
     curves[hue] = curves[hue].astype(str)
     seaborn.lineplot(curves, x="update", y="psnr_y", hue=hue, style=style or hue, errorbar="sd", ax=axes)
     axes.set(xlabel="updates", ylabel="validation PSNR (dB)")

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
-from ikmlib import config
 from ikmlib.config import PROFILES, Profile
 from ikmlib.models import ARCHITECTURES, Architecture
 from ikmlib.study.records import Run, factors
@@ -302,19 +301,3 @@ def complete(plan: pd.DataFrame) -> pd.DataFrame:
     """The rows of a plan whose cells have all their declared runs finished."""
     finished = plan.run.map(lambda run: run.finished).astype(bool)
     return plan[finished.groupby([plan[name] for name in factors(plan)], sort=False).transform("all")]
-
-
-def recorded(notebook: str) -> Profile:
-    """The largest profile at which all declared runs of a notebook are finished; where there is none, the one with the
-    largest share of them. Of a notebook without runs: the largest at which it was executed, else `cpu`."""
-    parts = [name for name, part in PARTS.items() if part.notebook == notebook]
-
-    def share(profile: Profile) -> float:
-        if not parts:
-            return float((config.results_root() / profile.name / "pages" / f"{notebook}.json").exists())
-        runs = [run for part in parts for run in planned(profile, part).run]
-        return sum(run.finished for run in runs) / max(len(runs), 1)
-
-    evidence = [profile for profile in reversed(PROFILES.values()) if profile.evidence]
-    best = max(evidence, key=share)   # of equal ones the first, which is the largest
-    return best if share(best) else PROFILES["cpu"]

@@ -1,31 +1,74 @@
 """What a notebook calls: a `Page`, whose tables, figures and verdicts become files under `results/<profile>/`.
 
-`pages/<notebook>.json` lists them; the report is assembled from these files alone.
+Its verdicts are rows of `claims.csv` there, one a comparison; the report is made of these rows alone.
 """
 from __future__ import annotations
 
 import ast
 import io
-import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from ikmlib import config
-from ikmlib.config import Profile
-from ikmlib.files import read_csv, write_bytes, write_csv, write_text
+from ikmlib.config import PROFILES, Profile
+from ikmlib.files import locked, read_csv, reading, write_bytes, write_csv
 from ikmlib.study import experiments, training
+from ikmlib.study.comparisons import JUDGED
 from ikmlib.study.records import runs_in_words
 from ikmlib.study.stats import UNTESTED, VERDICTS
 
+# Columns of claims.csv; those of JUDGED are empty where a claim rests on no comparison
+CLAIMS = ["claim", *JUDGED, "verdict", "paper_words", "ours_words", "notebook", "because"]
+EVIDENCE = tuple(profile for profile in reversed(PROFILES.values()) if profile.evidence)   # the largest budget first
 # Decimals shown, by a word in the column's name
 DIGITS = (("ssim", 4), ("psnr", 2), ("db", 3), ("_k_", 1), ("_g_", 1))
 # Columns of contrasts that the CSV files hold and tables leave out
 DETAILS = ("images_error_db", "images_freedom", "seeds_error_db", "seeds_freedom")
+
+
+# --- parameters -----------------------------------------------------------------------------------------------------
+
+
+def check_parameters(cells: Sequence[str]) -> dict[str, object]:
+    """The values that papermill gives the notebook's parameters, by name, as they are meant.
+
+    `cells`: IPython's `In`. papermill injects a cell that starts with "# Parameters" after the notebook's own, the
+    first. Raises ValueError for a name that the notebook does not define (papermill itself only warns), and for a value
+    of another type than the notebook's own, such as the text "false" for True.
+    """
+    def assigned(source):
+        return {target.id: ast.literal_eval(node.value) for node in ast.parse(source).body
+                if isinstance(node, ast.Assign) for target in node.targets}
+
+    injected = [cell for cell in cells if cell.startswith("# Parameters")]
+    if not injected:
+        return {}
+    own, given = assigned(next(cell for cell in cells if cell.strip())), assigned("\n".join(injected))
+    if unknown := given.keys() - own.keys():
+        raise ValueError(f"unknown parameter {', '.join(sorted(unknown))}; "
+                         f"this notebook takes {', '.join(sorted(own))}")
+    return {name: _as_meant(name, value, own[name]) for name, value in given.items()}
+
+
+def _as_meant(name: str, value: object, own: object) -> object:
+    """A parameter's value as one of the type of the notebook's own, where there is one meaning: 1e2 for a whole number
+    is 100, one text for a list is a list of it, and a dictionary's keys "2" are 2. Else ValueError."""
+    types = type(value), type(own)
+    if types == (dict, dict):
+        return {int(key) if str(key).isdecimal() else key: item for key, item in value.items()}
+    if types == (str, list):
+        return [value]
+    if types == (int, float) or types == (float, int) and value.is_integer():
+        return type(own)(value)
+    if types[0] is not types[1]:
+        raise ValueError(f"parameter {name} = {value!r} is of type {types[0].__name__}; this notebook takes "
+                         f"{types[1].__name__}, such as {own!r}")
+    return value
 
 
 # --- pages ----------------------------------------------------------------------------------------------------------
@@ -43,60 +86,42 @@ def style() -> None:
         "axes.spines.right": False, "legend.frameon": False, "savefig.dpi": 140, "font.size": 12})
 
 
-def check_parameters(cells: Sequence[str]) -> None:
-    """Refuse a papermill parameter that the notebook does not define (papermill itself only warns).
-
-    `cells`: IPython's `In`. papermill injects a cell that starts with "# Parameters" after the notebook's own, the
-    first.
-    """
-    def assigned(source):
-        return {name.id for node in ast.parse(source).body if isinstance(node, ast.Assign) for name in node.targets}
-
-    injected = [cell for cell in cells if cell.startswith("# Parameters")]
-    if not injected:
-        return
-    allowed = assigned(next(cell for cell in cells if cell.strip()))
-    unknown = assigned("\n".join(injected)) - allowed
-    if unknown:
-        raise ValueError(f"unknown parameter {', '.join(sorted(unknown))}; "
-                         f"this notebook takes {', '.join(sorted(allowed))}")
+def read_claims(profile: Profile) -> pd.DataFrame:
+    """results/<profile>/claims.csv, columns as CLAIMS; without rows if no notebook has written one. ValueError if it is
+    damaged."""
+    path = config.results_root() / profile.name / "claims.csv"
+    if not path.exists():
+        return pd.DataFrame(columns=CLAIMS)
+    with reading(path):
+        return read_csv(path)[CLAIMS].astype({"seeds": "Int64"})
 
 
 @dataclass
 class Page:
     """A notebook's way to the records: what it writes here is what the report shows.
 
-    A `recorded` page shows what is on disk and writes nothing. Unless `anew`, costly measurements come from the tables
-    on disk.
+    A `recorded` page shows what is on disk and writes nothing. With `anew` False, slow measurements are read from their
+    CSV. `given`: parameters from papermill, by name, as they are meant (see `check_parameters`).
     """
 
     name: str
     profile: Profile
     recorded: bool = False
     anew: bool = True
+    given: dict[str, object] = field(default_factory=dict)
 
     def __post_init__(self):
-        self._manifest = {"notebook": self.name, "profile": self.profile.name,
-                          "tables": [], "figures": [], "claims": []}
+        self._claims: dict[str, pd.DataFrame] = {}
 
     @property
     def folder(self) -> Path:
         return config.results_root() / self.profile.name
 
-    def _note(self, kind: str, entry: dict) -> None:
-        """List an entry in the manifest, in place of an earlier one of the same name."""
-        if self.recorded:
-            return
-        kept = [e for e in self._manifest[kind] if e["name"] != entry["name"]]
-        self._manifest[kind] = [*kept, entry]
-        write_text(self.folder / "pages" / f"{self.name}.json", json.dumps(self._manifest, indent=1) + "\n")
-
     def table(self, frame: pd.DataFrame, name: str, caption: str = ""):
         """Write results/<profile>/<name>.csv; returns the table as people read it (see `readable`), for display."""
         if not self.recorded:
             write_csv(self.folder / f"{name}.csv", frame)
-        self._note("tables", {"name": name, "caption": caption})
-        return readable(frame).style.hide()
+        return readable(frame).style.hide().set_caption(caption)
 
     def runs(self, part: str) -> pd.DataFrame:
         """The declared runs of a part of the study at this profile (see `experiments.planned`), after training those
@@ -108,16 +133,23 @@ class Page:
         return plan
 
     def measured(self, name: str, measure: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-        """A costly table: `measure()`, or results/<profile>/<name>.csv where nothing is to be measured anew."""
+        """A slow measurement: `measure()`, or results/<profile>/<name>.csv where nothing is to be measured anew."""
         path = self.folder / f"{name}.csv"
         return measure() if self.anew or not path.exists() else read_csv(path)
 
     def figure(self, figure, name: str, caption: str = "", *, any_profile: bool = False):
         """Write results/<profile>/<name>.png, marked with the profile, close the figure and show the file. Unless
-        `any_profile`, a profile that is no evidence writes so across it."""
+        `any_profile`, a profile that is no evidence writes so across it. None in place of a figure without data gives
+        a sentence, and takes the file away."""
         import matplotlib.pyplot as plt
-        from IPython.display import Image
+        from IPython.display import Image, Markdown
 
+        path, picture = self.folder / f"{name}.png", io.BytesIO()
+        if figure is None:
+            plt.close("all")
+            if not self.recorded:
+                path.unlink(missing_ok=True)
+            return Markdown(f"*{caption or name}*: waits for its declared runs.")
         strip = 0.2 / figure.get_figheight()   # inches above the drawing, for the label
         figure.get_layout_engine().set(rect=(0, 0, 1, 1 - strip))
         figure.text(0.995, 1 - 0.1 * strip, f"profile {self.profile.name}", ha="right", va="top",
@@ -125,21 +157,18 @@ class Page:
         if not (self.profile.evidence or any_profile):
             figure.text(0.5, 0.5, "not evidence", ha="center", va="center",
                         rotation=25, fontsize=64, color="0.5", alpha=0.25)
-        if _nothing_drawn(figure):
-            figure.text(0.5, 0.55, "waits for its declared runs", ha="center", fontsize=14, color="0.4")
-        picture = io.BytesIO()
         figure.savefig(picture, format="png")
         if not self.recorded:
-            write_bytes(self.folder / f"{name}.png", picture.getvalue())
+            write_bytes(path, picture.getvalue())
         plt.close(figure)
-        self._note("figures", {"name": name, "caption": caption})
-        return Image(data=picture.getvalue(), width=900)
+        return Image(data=picture.getvalue(), width=900, alt=caption)
 
-    def verdict(self, claim: str, *, paper: str, ours: str, verdict: str, because: str, seeds: int | None = None,
-                comparisons: Mapping[str, Sequence[float | None]] | None = None, any_profile: bool = False):
-        """Record what became of a claim, resting on so many seeds (None: on no training), and show it.
-
-        `comparisons`: for the picture of all claims, name -> [the paper's difference, ours, low, high], dB.
+    def verdict(self, claim: str, *, paper: str, ours: str, verdict: str, because: str,
+                comparisons: pd.DataFrame | None = None, any_profile: bool = False):
+        """Write what became of a claim into results/<profile>/claims.csv, in place of this notebook's earlier rows, and
+        show it. `paper`, `ours`: what the paper says and what was found, in words; `comparisons`: the differences
+        between trainings that the verdict rests on, columns as JUDGED (see `comparisons.claim`), None if it rests on
+        none.
 
         Unless `any_profile` (the work is the same in every profile), a profile that is no evidence gives "not tested at
         this budget". Raises ValueError for an unknown verdict.
@@ -149,31 +178,42 @@ class Page:
         config.require("verdict", verdict, VERDICTS)
         if not (self.profile.evidence or any_profile):
             verdict = UNTESTED
-        entry = {"name": claim, "paper": paper, "ours": ours, "verdict": verdict, "because": because, "seeds": seeds}
-        entry |= {"comparisons": dict(comparisons)} if comparisons else {}
-        self._note("claims", entry)
-        return Markdown(f"**{claim}: {verdict}.** {because}\n\nPaper: {paper}\n\nOurs: {ours}")
+        words = {"verdict": verdict, "paper_words": paper, "ours_words": ours, "notebook": self.name,
+                 "because": because}
+        rows = pd.DataFrame(index=[0], columns=JUDGED) if comparisons is None else comparisons
+        self._claims[claim] = rows.assign(claim=claim, **words)[CLAIMS]
+        if not self.recorded:
+            with locked(self.folder / ".lock", wait=True):   # several notebooks are executed at once
+                others = read_claims(self.profile).query("notebook != @self.name")
+                every = pd.concat([frame.astype(object) for frame in (others, *self._claims.values())])
+                every = every.infer_objects().astype({"seeds": "Int64"})
+                write_csv(self.folder / "claims.csv", every.sort_values("notebook", kind="stable"))
+        told = f"**{claim}: {verdict}.** {because}\n\nPaper: {paper}\n\nOurs: {ours}"
+        return Markdown(told if comparisons is None else f"{told}\n\n{markdown_table(differences(comparisons))}")
 
 
-def _nothing_drawn(figure) -> bool:
-    """Whether a figure has no data yet, but axes, zero lines, and empty entries for its legend."""
-    return not any(axes.images or axes.patches or any(len(drawn.get_paths()) for drawn in axes.collections) or any(
-        line.get_transform() is axes.transData and pd.notna(line.get_xydata()).all(1).any() for line in axes.lines)
-                   for axes in figure.axes)
+def recorded_profile(name: str) -> Profile:
+    """The largest profile that is evidence and holds a verdict of this notebook; where there is none, the largest at
+    which it was executed, else `cpu`."""
+    judged = [profile for profile in EVIDENCE
+              if any((rows := read_claims(profile)).verdict[rows.notebook == name] != UNTESTED)]
+    executed = [profile for profile in EVIDENCE
+                if (config.results_root() / profile.name / "notebooks" / f"{name}.ipynb").exists()]
+    return [*judged, *executed, PROFILES["cpu"]][0]
 
 
 def open_page(name: str, *, profile: str, train: bool = True, cells: Sequence[str] = ()) -> Page:
-    """The page of notebook `name`; refuses unknown parameters and profiles, sets the style. `cells`: IPython's `In`.
+    """The page of notebook `name`; refuses unknown parameters and profiles and values of a wrong type, and sets the
+    style. `cells`: IPython's `In`.
 
-    `train` False: nothing is trained, and nothing costly measured a second time. The profile "recorded" is the largest
-    one whose declared runs for this notebook are finished (see `experiments.recorded`); its page trains nothing and
-    writes nothing.
+    `train` False: nothing is trained, and nothing slow measured a second time. The profile "recorded" is the largest
+    one that holds a verdict of this notebook (see `recorded_profile`); its page trains nothing and writes nothing.
     """
-    check_parameters(cells)
+    given = check_parameters(cells)
     style()
     if profile == "recorded":
-        return Page(name, experiments.recorded(name), recorded=True, anew=False)
-    return Page(name, config.get_profile(profile), anew=train)
+        return Page(name, recorded_profile(name), recorded=True, anew=False, given=given)
+    return Page(name, config.get_profile(profile), anew=train, given=given)
 
 
 # --- tables as people read them -------------------------------------------------------------------------------------
@@ -207,6 +247,20 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
                     for t, sd in zip(text, frame[spread], strict=True)]
         shown[re.sub(r"_(paper|ours)$", r" \1", column).replace("_", " ")] = text
     return shown
+
+
+def differences(rows: pd.DataFrame) -> pd.DataFrame:
+    """Comparisons with columns as JUDGED as people read them: ours, with its intervals and unit, in one text."""
+    told = []
+    for row in rows.itertuples():
+        pooled, own = "–", "–"
+        if pd.notna(row.ours):
+            pooled = f"{row.ours:+.3f} [{row.low:+.3f}, {row.high:+.3f}] {row.unit}"
+            own = f"[{row.own_low:+.3f}, {row.own_high:+.3f}]"
+        paper = "–" if pd.isna(row.paper) else f"{row.paper:+.2f}"
+        told.append((row.comparison, paper, pooled, own, row.detectable, row.outcome, row.runs))
+    return pd.DataFrame(told, columns=["comparison", "paper", "ours, 95 % interval", "interval of its own",
+                                       "minimum detectable effect", "outcome", "runs"])
 
 
 def markdown_table(frame: pd.DataFrame) -> str:

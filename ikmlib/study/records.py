@@ -357,8 +357,11 @@ def check(path: Path) -> None:
             raise ValueError("scores.csv does not have every image of its sets once")
         if [*curve["update"]][-1:] != [run.updates]:
             raise ValueError(f"curve.csv does not end at update {run.updates}")
-        if digests(run.folder) != entry["files"]:
-            raise ValueError("scores.csv, curve.csv or another table was changed after the run")
+        found = digests(run.folder)
+        changed = [name for name, digest in entry["files"].items() if found.get(name) != digest]
+        changed += [name for name in found if name not in entry["files"]]
+        if changed:
+            raise ValueError(f"{' and '.join(changed)} not what the record lists")
 
 
 def all_records(profile: Profile) -> pd.DataFrame:
@@ -394,21 +397,22 @@ def factors(plan: pd.DataFrame) -> list[str]:
 
 
 def scores(plan: pd.DataFrame) -> pd.DataFrame:
-    """Per-image scores of a plan's finished runs: its factors and seed, then SCORES."""
+    """Per-image scores of a plan: its factors, seed, `run` (its id), `state` (finished | diverged | missing), then
+    SCORES. A declared run that is not finished is one row without set, image and scores."""
     return _gather(plan, lambda run: run.scores(), SCORES)
 
 
 def curves(plan: pd.DataFrame) -> pd.DataFrame:
-    """Learning curves of a plan's finished runs: its factors and seed, then CURVE; psnr_y on the validation images."""
+    """As `scores`, learning curves with CURVE in place of SCORES; psnr_y is that of the validation images."""
     return _gather(plan, lambda run: run.curve(), CURVE)
 
 
 def _gather(plan: pd.DataFrame, read: Callable[[Run], pd.DataFrame], columns: list[str]) -> pd.DataFrame:
-    named, frames = plan.drop(columns="run"), []
-    for cell, run in zip(named.to_dict("records"), plan.run, strict=True):
-        if run.finished:
-            frames.append(pd.DataFrame(cell, index=[0]).merge(read(run), how="cross"))
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*named.columns, *columns])
+    rows = [(run.id, "finished" if run.finished else "diverged" if run.diverged else "missing") for run in plan.run]
+    named = plan.drop(columns="run").join(pd.DataFrame(rows, plan.index, ["run", "state"], dtype=object))
+    finished = {run.id: read(run).assign(run=run.id) for run in plan.run if run.finished}
+    found = pd.concat(finished.values()) if finished else pd.DataFrame(columns=["run", *columns])
+    return named.merge(found, on="run", how="left")
 
 
 def runs_in_words(runs: Iterable[Run]) -> str:

@@ -1,85 +1,58 @@
-"""From what runs and notebooks left to what people read: REPORT.md and report.html of a profile and of all of them.
+"""From the verdicts that notebooks wrote to what people read: results/REPORT.md, claims.png and report.html.
 
-The report is assembled from the notebooks' files and the records alone, so it can never show a number that no run left.
+All of it is made of `results/<profile>/claims.csv`, the finished runs' records and the executed notebook 99, so that no
+report can show a number that no run left.
 """
 from __future__ import annotations
 
 import io
-import os
-import re
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from ikmlib import config
 from ikmlib.config import Profile
-from ikmlib.files import read_csv, read_json, write_bytes, write_csv, write_text
-from ikmlib.study import claims, records
-from ikmlib.study.notebook import markdown_table, style
+from ikmlib.files import write_bytes, write_csv, write_text
+from ikmlib.study import records
+from ikmlib.study.notebook import CLAIMS, EVIDENCE, differences, markdown_table, read_claims, recorded_profile, style
+from ikmlib.study.runner import relinked
 from ikmlib.study.stats import MIN_SEEDS, SMALLEST, UNTESTED, VERDICTS
 
-ROWS = 40   # of a table that the report shows
+# The paper's claims, then explanations and claims of this study, in a few words
+WORDS = {
+    "C1": "IKM beats vanilla convolution", "C2": "IKM is as good as CA and SA", "C3": "IKM gains more at larger R",
+    "C4": "good thresholds", "C5": "IsO beats GO", "C6": "U-style and hourglass help",
+    "C7": "the hourglass beats other orders", "C8": "quality grows, then saturates",
+    "C9": "U-HDN is best, at lower cost", "C10": "attention follows composition", "C11": "IKM is slower",
+    "C12": "IKM adapts to each signal", "E1": "own attention is why", "E2": "mere scale is why",
+    "E3": "the authors' own weights", "P1": "our scoring is the paper's", "D1": "works in other networks",
+}
 
 
-# --- sections -------------------------------------------------------------------------------------------------------
+def in_words(claim: str) -> str:
+    """A claim's name with what it says: "C4, median" -> "C4 good thresholds (median)"; unknown names stay as they are.
+    """
+    number, _, parts = claim.partition(", ")
+    part = parts.rpartition(", ")[2]
+    return f"{number} {WORDS[number]}" + f" ({part})" * bool(part) if number in WORDS else claim
 
 
-def _cells(notebook: str) -> list[dict]:
-    """Cells of a notebook of the study; none if there is no such notebook."""
-    path = config.ROOT / "notebooks" / f"{notebook}.ipynb"
-    return read_json(path, "cells")["cells"] if path.exists() else []
+def best() -> pd.DataFrame:
+    """The rows of claims.csv that count, in the order of WORDS, with `profile` where they are from.
+
+    For each claim those of the largest profile with a verdict, whatever it is: there all declared runs are finished.
+    Where there is none, those of the smallest, whose runs are finished first. Profiles that are no evidence are left
+    out.
+    """
+    rows = pd.concat([read_claims(p).assign(profile=p.name, budget=i) for i, p in enumerate(EVIDENCE)])
+    waiting = rows.verdict == UNTESTED
+    rank = rows.budget.where(~waiting, 2 * len(EVIDENCE) - rows.budget)
+    place = rows.claim.str.split(",").str[0].map({number: i for i, number in enumerate(WORDS)}).fillna(len(WORDS))
+    rows = rows.assign(place=place)[rank == rank.groupby(rows.claim).transform("min")]
+    return rows.sort_values("place", kind="stable")[[*CLAIMS, "profile"]].reset_index(drop=True)
 
 
-def _link(notebook: str, profile: str, start: Path) -> str:
-    """A link from a file in `start` to the notebook, executed where it was; its number is the text."""
-    places = (config.results_root() / profile / "notebooks", config.ROOT / "notebooks")
-    path = next((p for place in places if (p := place / f"{notebook}.ipynb").exists()), None)
-    return f"[{notebook[:2]}]({Path(os.path.relpath(path, start)).as_posix()})" if path else "–"
-
-
-def _claims_section(table: pd.DataFrame, start: Path) -> list[str]:
-    """The verdicts for a report in the folder `start`. `table`: of `claims.best`, or one profile's part of it."""
-    shown = table.assign(
-        claim=table.claim.map(claims.in_words), verdict="**" + table.verdict + "**",
-        notebook=[_link(*pair, start) for pair in zip(table.notebook, table.profile, strict=True)])
-    shown.insert(1, "verdict", shown.pop("verdict"))   # where a narrow screen still shows it
-    if start != config.results_root():
-        shown = shown.drop(columns="profile")   # it stands in the title
-    counts = table[table.claim.str.match(r"C\d")].verdict.value_counts()
-    text = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict in counts)
-    shown = shown[[c for c in shown if c != "at_smaller_budgets" or (shown[c] != "").any()]]
-    return ["## Verdicts", f"Of the paper's claims (a claim in two parts counts twice): {text}.",
-            markdown_table(shown),
-            "Where networks are compared, comparisons, seeds and rule were declared before the runs "
-            f"([PLAN.md]({Path(os.path.relpath(config.results_root(), start)).as_posix()}/PLAN.md)): 95 % intervals "
-            "(in brackets) of differences paired over images and seeds, all declared runs finished and at least "
-            f"{MIN_SEEDS} seeds; otherwise *{UNTESTED}*. A claim of a gain fails where the whole interval lies below "
-            f"{SMALLEST} dB, and is *undecided* where it reaches from no gain to one worth a claim. C1's four "
-            "comparisons are corrected for their number (Holm), others are not. The reason of each verdict stands with "
-            "its notebook."]
-
-
-def _page_section(page: dict, folder: Path) -> list[str]:
-    """What a notebook wrote: verdicts, figures, tables, and Markdown cells tagged `report`, a heading level lower."""
-    cells = _cells(page["notebook"])
-    title = "".join(cells[0]["source"]).splitlines()[0].lstrip("# ") if cells else page["notebook"]
-    executed = f"notebooks/{page['notebook']}.ipynb"
-    title = f"[{title}]({executed})" if (folder / executed).exists() else title
-    parts = [f"## {title}", *(f"**{c['name']}: {c['verdict']}.** {c['because']}" for c in page["claims"])]
-    if page["claims"] and all(claim["seeds"] == 0 for claim in page["claims"]):
-        files = ", ".join(f"[{table['name']}.csv]({table['name']}.csv)" for table in page["tables"])
-        return [*parts, "None of its comparisons is complete at this budget. The paper's numbers, and which are ours "
-                        f"to come: {files}."]
-    for figure in page["figures"]:
-        parts += [f"![{figure['caption']}]({figure['name']}.png)", f"*{figure['caption']}*"]
-    for table in page["tables"]:
-        frame = read_csv(folder / f"{table['name']}.csv")
-        parts += [f"{table['caption']} ([{table['name']}.csv]({table['name']}.csv))", markdown_table(frame.head(ROWS))]
-        if len(frame) > ROWS:
-            parts.append(f"*… {len(frame) - ROWS} more rows in the CSV*")
-    return parts + [re.sub(r"(?m)^#", "##", "".join(cell["source"])) for cell in cells
-                    if "report" in cell["metadata"].get("tags", ())]
+# --- compute --------------------------------------------------------------------------------------------------------
 
 
 def compute_used(profile: Profile) -> pd.DataFrame:
@@ -94,141 +67,117 @@ def compute_used(profile: Profile) -> pd.DataFrame:
     return pd.concat([table.reset_index(), total], ignore_index=True).astype({"runs": int, "updates": int})
 
 
-def _budget(profile: Profile) -> str:
-    return (f"{profile.summary}. {profile.updates:,} updates of {profile.batch} patches of {profile.patch} x "
-            f"{profile.patch} LR pixels a run")
+# --- the report -----------------------------------------------------------------------------------------------------
 
 
-# --- a profile's report ---------------------------------------------------------------------------------------------
-
-
-def report_markdown(profile: Profile) -> str:
-    """REPORT.md of a profile, from the records under results/<profile>/ alone."""
-    folder = config.results_root() / profile.name
-    parts = [f"# Reproduction report, profile `{profile.name}`"]
-    if not profile.evidence:
-        parts.append("> **Not evidence.** This profile only shows that everything runs.")
-    parts += [f"Profile: {_budget(profile)}. Columns: [results/README.md](../README.md); other profiles: "
-              "[results/REPORT.md](../REPORT.md).", *_claims_section(claims.table(profile), folder)]
-    for page in claims.pages(profile):
-        parts += _page_section(page, folder)
-    parts += ["## Compute", "Each finished run has its folder under [runs/](runs/), and all are listed in "
-              "[runs.csv](runs.csv), with spec, machine, versions, data digest and commit.",
-              markdown_table(compute_used(profile))]
-    return "\n\n".join(parts) + "\n"
-
-
-_HTML = """<!doctype html><html lang="en"><meta charset="utf-8">
-<meta name="viewport" content="width=device-width,initial-scale=1">
-<title>{title}</title><style>
-body{{font:16px/1.55 system-ui,sans-serif;color:#222;max-width:60rem;margin:2rem auto;padding:0 1rem}}
-h2{{margin-top:2.5rem;border-top:1px solid #ddd;padding-top:1.2rem}} img{{max-width:100%;height:auto}}
-blockquote{{margin:1rem 0;padding:.5rem 1rem;background:#fff3cd;border-left:4px solid #d39e00}}
-.table{{overflow-x:auto;margin:1rem 0}} table{{border-collapse:collapse;font-size:.85rem;min-width:42rem}}
-th,td{{padding:.3rem .6rem;border-bottom:1px solid #e3e3e3;text-align:left;vertical-align:top}}
-.anchor-link{{display:none}} td{{font-variant-numeric:tabular-nums}}
-</style>{body}</html>
-"""
-
-
-def report_html(markdown: str) -> str:
-    """A report as a web page beside its pictures; tables scroll sideways on a phone."""
-    from nbconvert.filters import markdown2html
-
-    body = str(markdown2html(markdown)).replace("<table>", '<div class="table"><table>')
-    return _HTML.format(title=markdown.splitlines()[0].lstrip("# "), body=body.replace("</table>", "</table></div>"))
-
-
-def write_report(profile: str) -> Path:
-    """Write results/<profile>/REPORT.md, report.html, claims.csv and runs.csv from the records; returns REPORT.md.
-
-    Raises ValueError, and writes nothing, if a file that it reads is damaged (see `records.all_records`).
-    """
-    chosen = config.get_profile(profile)
-    folder = config.results_root() / chosen.name
-    runs, markdown = records.all_records(chosen), report_markdown(chosen)
-    write_csv(folder / "claims.csv", claims.table(chosen))
-    if len(runs):
-        write_csv(folder / "runs.csv", runs)
-    write_text(folder / "REPORT.md", markdown)
-    write_text(folder / "report.html", report_html(markdown))
-    return folder / "REPORT.md"
-
-
-# --- all profiles ---------------------------------------------------------------------------------------------------
-
-
-def figure_claims():
-    """All claims in one picture, a row each: the paper's differences as diamonds, ours with 95 % intervals, verdicts.
-
-    Of the profile that `claims.best` chooses for each; a claim that is not about differences of PSNR has its verdict
-    alone, one that waits for runs the paper's differences.
-    """
+def figure_claims(rows: pd.DataFrame):
+    """All comparisons of PSNR that have a result or a printed number, a line each below the name of their claim and its
+    verdict: the paper's as diamonds, ours with 95 % intervals. `rows`: of `best`; None if nothing is to be drawn."""
     import matplotlib.pyplot as plt
 
-    table = claims.best()
-    table = table[table.claim.str.match(r"[CE]\d") & (table.claim != "C1, U-HDB")].reset_index(drop=True)
-    compared = {(entry["name"], profile.name): list(entry.get("comparisons", {}).values())
-                for profile in claims.EVIDENCE for page in claims.pages(profile) for entry in page["claims"]}
-    figure, axes = plt.subplots(figsize=(9, 1 + 0.42 * len(table)))
-    for y, row in table.iterrows():
-        found = compared.get((row.claim, row.profile), [])
-        for (paper, *ours), offset in zip(found, np.linspace(-0.3, 0.3, len(found) + 2)[1:-1], strict=True):
-            if paper is not None:
-                axes.plot(paper, y + offset, "D", ms=5, mfc="none", color="C1")
-            if ours:
-                mean, low, high = ours
-                axes.errorbar(mean, y + offset, xerr=[[mean - low], [high - mean]], fmt="o", ms=4, capsize=2,
-                              color="C0")
-                if abs(mean) > 0.2:   # outside: an arrow at the edge
-                    axes.plot(np.sign(mean) * 0.196, y + offset, ">" if mean > 0 else "<", ms=6, color="C0")
-        axes.annotate(row.verdict.removesuffix(" at this budget"), (1.01, y), xycoords=("axes fraction", "data"),
-                      va="center", fontsize=10,
-                      color={"supported": "C2", "not supported": "C3"}.get(row.verdict, "0.3"))
+    shown = rows[(rows.unit == "dB") & (rows.paper.notna() | rows.ours.notna()) & (rows.claim != "C1, U-HDB")]
+    if shown.empty:
+        return None
+    first = shown.claim != shown.claim.shift()
+    y = pd.Series(range(len(shown)), shown.index) + first.cumsum()   # the name of a claim has a line of its own
+    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.17 * (y.max() + 2)))
+    axes.plot(shown.paper, y, "D", ms=5, mfc="none", color="C1", label="paper (Set5; Table IV: BSD100)")
+    axes.errorbar(shown.ours, y, xerr=[shown.ours - shown.low, shown.high - shown.ours], fmt="o", ms=4, capsize=2,
+                  color="C0", label="ours, all test images, 95 % interval")
     axes.axvline(0, color="0.3", lw=1)
-    axes.plot([], [], "D", mfc="none", color="C1", label="paper (Set5; Table IV: BSD100)")
-    axes.errorbar([], [], xerr=[], fmt="o", color="C0", capsize=2, label="ours, 95 % interval")
-    axes.set_yticks(range(len(table)), [claims.in_words(claim) for claim in table.claim], fontsize=10)
-    axes.set_ylim(len(table) - 0.5, -0.5)
-    axes.set(xlabel="PSNR difference that the claim is about (dB; larger ones lie outside)", xlim=(-0.2, 0.2))
+    axes.set_yticks(y, shown.comparison, fontsize=8)
+    axes.set_ylim(y.max() + 1, -0.5)
+    for place, claim, verdict in zip(y[first] - 1, shown.claim[first], shown.verdict[first], strict=True):
+        axes.annotate(f"{in_words(claim)}: {verdict.removesuffix(' at this budget')}", (0, place), va="center",
+                      xycoords=("axes fraction", "data"), fontsize=10, weight="bold", backgroundcolor="white")
+    axes.set_xscale("symlog", linthresh=0.1)
+    axes.set_xticks([-0.5, -0.2, -0.1, -0.05, 0, 0.05, 0.1, 0.2, 0.5, 1])
+    axes.set_xlim(shown[["paper", "low"]].min(axis=None) - 0.02, shown[["paper", "high"]].max(axis=None) * 1.1)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    axes.set(xlabel="PSNR difference that the claim is about (dB; logarithmic beyond ±0.1)")
     axes.grid(False, axis="y")
     figure.legend(ncols=2, loc="outside lower center", fontsize=10)
     return figure
 
 
-def overall_markdown() -> str:
-    """The top-level REPORT.md: for every claim the best evidence of all profiles, each row named after its profile."""
-    root = config.results_root()
-    present = [profile for profile in claims.EVIDENCE if claims.pages(profile)]
-    if not present:
+def verdicts(rows: pd.DataFrame, folder: str = "") -> pd.DataFrame:
+    """Claims of `best` as people read them, a row each: claim, verdict, paper, ours, profile, seeds, notebook.
+    `folder`: where links to executed notebooks find the results."""
+    first = rows.drop_duplicates("claim")
+    return pd.DataFrame({
+        "claim": first.claim.map(in_words), "verdict": "**" + first.verdict + "**", "paper": first.paper_words,
+        "ours": first.ours_words, "profile": first.profile, "seeds": first.seeds,
+        "notebook": [f"[{name[:2]}]({folder}{profile}/notebooks/{name}.ipynb)"
+                     for name, profile in zip(first.notebook, first.profile, strict=True)]})
+
+
+def compared(rows: pd.DataFrame) -> pd.DataFrame:
+    """The comparisons of `best` that are complete, as people read them, a row each."""
+    known = rows[rows.ours.notna() & (rows.outcome != "waits")]
+    shown = differences(known)
+    shown.insert(0, "claim", [*known.claim])
+    return shown
+
+
+def markdown() -> str:
+    """REPORT.md: for every claim the best evidence of all profiles, each row named after its profile."""
+    rows = best()
+    if rows.empty:
         return ("# Reproduction report\n\n> **No evidence yet.** No profile that counts as evidence has results; "
                 "`smoke` only shows that everything runs. `./run_all.sh --profile cpu` makes the first evidence.\n")
-    profiles = []
-    for profile in present:
-        used = compute_used(profile)[["runs", "hours"]].tail(1).itertuples(index=False)
-        profiles.append((f"[{profile.name}]({profile.name}/REPORT.md)", _budget(profile), *next(used, (0, 0.0))))
+    counts = rows.drop_duplicates("claim").loc[lambda table: table.claim.str.match(r"C\d")].verdict.value_counts()
     return "\n\n".join([
         "# Reproduction report: the best evidence so far",
         "![All claims: the paper's differences and ours](claims.png)",
         "What became of the claims of *Image-specific Convolutional Kernel Modulation for Single Image "
-        "Super-resolution* (arXiv 2111.08362). All numbers of a row are of the one profile that it names: the largest "
-        "budget at which all declared runs are finished, whatever the verdict there; where none are, the largest that "
-        "trained something. The notebook is the one executed there. Tables, figures, errors found, deviations and "
-        "compute: in the profiles' reports. Columns of all files: [README.md](README.md).",
-        *_claims_section(claims.best(), root), "## Profiles with evidence",
-        markdown_table(pd.DataFrame(profiles, columns=["profile", "budget", "finished runs", "hours of training"]))
-    ]) + "\n"
+        "Super-resolution* (arXiv 2111.08362). Each row is of the profile that it names: the largest budget at which "
+        "all declared runs of the claim are finished, whatever the verdict there. Errors found in print, deviations "
+        "and compute: [report.html](report.html). Columns of all files: [README.md](README.md).", "## Verdicts",
+        "Of the paper's claims (a claim in two parts counts twice): "
+        + ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict in counts) + ".",
+        markdown_table(verdicts(rows)), "## Comparisons that are complete",
+        markdown_table(compared(rows)),
+        "Comparisons, seeds and rule were declared before the runs ([PLAN.md](PLAN.md)): 95 % intervals of differences "
+        f"paired over images and seeds, all declared runs finished and at least {MIN_SEEDS} seeds; otherwise "
+        f"*{UNTESTED}*. The first interval pools the standard deviations over seeds of like networks, and decides; the "
+        "second uses the comparison's own. A claim of a gain fails where the whole interval lies below "
+        f"{SMALLEST} dB (C6: 0.01 dB), and is *undecided* where it reaches from no gain to one worth a claim. The "
+        "minimum detectable effect is for a power of 80 %. The reason of each verdict stands in its notebook."]) + "\n"
 
 
-def write_overall() -> Path:
-    """Write the top-level REPORT.md (see `overall_markdown`) and its picture of all claims; returns REPORT.md."""
+def html() -> str | None:
+    """The executed notebook 99 of the best profile as a web page without its code; None where it was not executed."""
+    import nbformat
+    from nbconvert import HTMLExporter
+
+    folder = f"{recorded_profile('99_report').name}/notebooks"
+    path = config.results_root() / folder / "99_report.ipynb"
+    if not path.exists():
+        return None
+    exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)
+    return exporter.from_notebook_node(relinked(nbformat.read(path, as_version=4), folder))[0]
+
+
+def write_report(profile: str) -> Path:
+    """Write runs.csv of a profile and, over all profiles that are evidence, results/REPORT.md, claims.png and
+    report.html; returns REPORT.md.
+
+    Raises ValueError, and writes nothing, if a file that it reads is damaged (see `records.all_records`).
+    """
     import matplotlib.pyplot as plt
 
-    path, picture, text = config.results_root() / "REPORT.md", io.BytesIO(), overall_markdown()
+    chosen, root = config.get_profile(profile), config.results_root()
+    runs, text, page = records.all_records(chosen), markdown(), html()
     style()
-    figure = figure_claims()
-    figure.savefig(picture, format="png")
-    plt.close(figure)
-    write_bytes(path.with_name("claims.png"), picture.getvalue())
-    write_text(path, text)
-    return path
+    if (figure := figure_claims(best())) is not None:
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png")
+        plt.close(figure)
+        write_bytes(root / "claims.png", picture.getvalue())
+    if len(runs):
+        write_csv(root / chosen.name / "runs.csv", runs)
+    if page is not None:
+        write_text(root / "report.html", page)
+    write_text(root / "REPORT.md", text)
+    return root / "REPORT.md"

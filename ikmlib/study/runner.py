@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ikmlib.config import ROOT, Profile, cores, results_root
-from ikmlib.study.processes import places, programs
 
 NOTEBOOKS = ROOT / "notebooks"
 AT_ONCE = 4                  # notebooks executed at the same time, at most
@@ -32,6 +32,40 @@ def find_notebooks(only: Sequence[str] = ()) -> list[Path]:
         if not any(name in (path.stem, path.stem[:2]) for path in found):
             raise ValueError(f"no notebook {name!r}; there are: {', '.join(path.stem for path in found)}")
     return [path for path in found if not only or path.stem in only or path.stem[:2] in only]
+
+
+def places() -> dict[str, str]:
+    """The environment variables that name the caller's folders, as absolute paths."""
+    names = ("IKM_RESULTS", "IKM_DATA", "IKM_CACHE")
+    return {name: os.path.abspath(os.path.expanduser(os.environ[name])) for name in names if os.environ.get(name)}
+
+
+def programs(commands: Sequence[tuple[Sequence, dict[str, str]]], at_once: int) -> Iterator[tuple[int, int]]:
+    """Run Python modules, `at_once` at a time: (index in `commands`, exit code) of each of them as it ends.
+
+    A command is a module with its arguments, and its own environment variables. The programs share the cores and import
+    this very ikmlib. They have process groups of their own, so that Ctrl-C reaches this process alone; whatever stops
+    it ends them.
+    """
+    others = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if os.path.isabs(entry)]
+    path = os.pathsep.join([str(ROOT), *others])   # another entry would be the caller's folder
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // at_once))
+    common = {**os.environ, **places(), "PYTHONPATH": path, "OMP_NUM_THREADS": threads, "PYTHONUTF8": "1"}
+    waiting, running = list(enumerate(commands)), {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                index, (words, own) = waiting.pop(0)
+                running[index] = subprocess.Popen([sys.executable, "-P", "-m", *words], stdin=subprocess.DEVNULL,
+                                                  env=common | own, process_group=0)
+            time.sleep(0.1)
+            for index in [index for index, process in running.items() if process.poll() is not None]:
+                yield index, running.pop(index).returncode
+    finally:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
 
 
 def execute(notebook: Path, copy: Path, profile: str, train: bool) -> str:
@@ -53,6 +87,7 @@ def execute(notebook: Path, copy: Path, profile: str, train: bool) -> str:
         stopped = f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}"
     if copy.exists():
         executed = nbformat.from_dict(portable(nbformat.read(copy, as_version=4)))
+        executed = relinked(executed, "../../../notebooks", "../")   # from results/<profile>/notebooks
         executed.metadata.papermill.update(input_path=copy.name, output_path=copy.name)
         if stopped:
             executed.cells.insert(0, nbformat.v4.new_markdown_cell(f"**Stopped: {stopped}**"))
@@ -74,8 +109,22 @@ def portable(node: object) -> object:
     return node
 
 
+def relinked(notebook, folder: str, start: str = ""):
+    """A notebook whose relative links in Markdown, those that begin with `start`, lead on from `folder`."""
+    def led(text: str) -> str:
+        return re.sub(rf"\]\((?![a-z]+:|#)({re.escape(start)}[^)\s]+)",
+                      lambda link: f"]({os.path.normpath(f'{folder}/{link[1]}')}", text)
+
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = led(cell.source)
+        for data in (output.data for output in cell.get("outputs", ()) if "text/markdown" in output.get("data", ())):
+            data["text/markdown"] = led(data["text/markdown"])
+    return notebook
+
+
 def run_notebooks(profile: Profile, only: Sequence[str] = (), train: bool = True) -> int:
-    """Execute the notebooks, or those in `only` (see `find_notebooks`), for a profile, then write the reports.
+    """Execute the notebooks, or those in `only` (see `find_notebooks`), for a profile, then write the report.
 
     `train` False: recorded runs are used, and nothing is trained. Executed copies go to `results/<profile>/notebooks/`.
     Returns the exit code, 1 if a notebook failed. Raises as `find_notebooks` does.
@@ -83,7 +132,7 @@ def run_notebooks(profile: Profile, only: Sequence[str] = (), train: bool = True
     from ipykernel.kernelspec import write_kernel_spec
 
     from ikmlib.files import write_bytes
-    from ikmlib.study.report import write_overall, write_report
+    from ikmlib.study.report import write_report
 
     paths, out, failed = find_notebooks(only), results_root().resolve() / profile.name / "notebooks", 0
     alone = [path for path in paths if path.stem[:2] in ALONE]
@@ -103,9 +152,7 @@ def run_notebooks(profile: Profile, only: Sequence[str] = (), train: bool = True
                     write_bytes(out / copy.name, copy.read_bytes())
                 print(copy.stem, said.read_text("utf-8") if said.exists() else f"FAILED: exit code {code}", flush=True)
                 failed += code != 0
-    report = write_report(profile.name)
-    print(f"best evidence of all profiles: {write_overall()}")
-    print(f"report: {report} and {report.with_name('report.html')}", flush=True)
+    print(f"report: {write_report(profile.name)}", flush=True)
     return int(failed > 0)
 
 

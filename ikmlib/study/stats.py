@@ -18,8 +18,10 @@ MIN_SEEDS = 3
 SMALLEST = 0.02
 POWER = 0.8   # of `Difference.detectable`
 
-VERDICTS = ("supported", "not supported", "mixed", "undecided", "not tested at this budget")
-UNTESTED = VERDICTS[-1]
+# "exploratory": reported without a judgement; "not testable": what the paper shows cannot be made again
+VERDICTS = ("supported", "not supported", "mixed", "undecided", "not tested at this budget", "exploratory",
+            "not testable")
+UNTESTED = VERDICTS[4]
 
 Errors = tuple[tuple[float, float], ...]   # independent standard errors, each with its degrees of freedom
 
@@ -29,15 +31,18 @@ Errors = tuple[tuple[float, float], ...]   # independent standard errors, each w
 
 def half_width(errors: Errors, level: float = 0.05) -> float:
     """Half a 1 - `level` interval: each standard error times Student's t for its degrees of freedom, added up as
-    independent errors are."""
+    independent errors are. NaN without errors: one value alone has no interval."""
+    if not errors:
+        return float("nan")
     return float(np.sqrt(sum((error * student.isf(level / 2, freedom)) ** 2 for error, freedom in errors if error)))
 
 
 @dataclass(frozen=True)
 class Difference:
     """A paired difference: its mean, its 95 % interval, and how many seeds and images it rests on. `errors` are the
-    standard errors that the interval was made of; it is empty where the interval was made in another way. While some
-    of the declared runs are missing there is no number: the mean is NaN."""
+    standard errors that the interval was made of; it is empty where the interval was made in another way. `own_low`
+    and `own_high` are the interval from the standard deviation over seeds of this difference alone; `low` and `high`
+    may be from a pooled one. While some of the declared runs are missing there is no number: the mean is NaN."""
 
     mean: float = float("nan")
     low: float = float("nan")
@@ -48,6 +53,8 @@ class Difference:
     errors: Errors = ()
     paper: float = float("nan")   # what the paper prints
     runs: str = ""                # how many of the declared runs are finished, such as "6 of 10 runs"
+    own_low: float = float("nan")
+    own_high: float = float("nan")
 
     @property
     def known(self) -> bool:
@@ -60,8 +67,8 @@ class Difference:
 
     @property
     def detectable(self) -> float:
-        """The size that could have been seen: a true difference whose interval would lie above 0 in four of five
-        repetitions."""
+        """The minimum detectable effect: a true difference whose interval would lie above 0 in four of five
+        repetitions (80 % power). NaN without standard errors."""
         if not self.errors:
             return float("nan")
         total = np.sqrt(sum(error ** 2 for error, _ in self.errors))
@@ -70,8 +77,8 @@ class Difference:
     def p(self, bound: float = 0.0) -> float:
         """Two-sided p-value of the difference being `bound`: the level at which the interval ends there. An interval
         that was not made of standard errors has no other level than its own: 0 if `bound` lies outside, 1 if inside.
-        An interval without finite ends gives 1."""
-        if not np.isfinite(self.high - self.low):
+        A `bound` equal to the mean gives 1, and so does an interval without finite ends."""
+        if not np.isfinite(self.high - self.low) or self.mean == bound:
             return 1.0
         if not self.errors:
             return float(self.low <= bound <= self.high)
@@ -100,17 +107,17 @@ def paired(differences: np.ndarray, seed_error: tuple[float, float] | None = Non
     Trainings and images are both samples: the standard error over seeds (`seed_error`, with its degrees of freedom,
     where it was pooled over more networks, see `residual_deviation`) and that over images make the interval.
     Percentiles of a bootstrap of three seeds would lie between the worst and the best of them, which covers the truth
-    in four of five cases only. With one seed, what trainings differ by is unknown and left out. Raises ValueError if
-    empty or not finite.
+    in four of five cases only. With one seed, what trainings differ by is unknown and left out; one value alone has an
+    interval of NaN. Raises ValueError if empty or not finite.
     """
     d = np.atleast_2d(np.asarray(differences, dtype=float))
     if not d.size or not np.isfinite(d).all():
         raise ValueError(f"paired differences must be finite and not empty, got shape {np.shape(differences)}")
-    errors = [standard_error(d.mean(0))] if d.shape[1] > 1 else []
-    if len(d) > 1:
-        errors.append(seed_error or standard_error(d.mean(1)))
-    mean, half = float(d.mean()), half_width(tuple(errors))
-    return Difference(mean, mean - half, mean + half, *d.shape, errors=tuple(errors))
+    of_images = [standard_error(d.mean(0))] if d.shape[1] > 1 else []
+    of_seeds = [standard_error(d.mean(1))] if len(d) > 1 else []
+    errors = (*of_images, *([seed_error] if of_seeds and seed_error else of_seeds))
+    mean, half, own = float(d.mean()), half_width(errors), half_width((*of_images, *of_seeds))
+    return Difference(mean, mean - half, mean + half, *d.shape, errors=errors, own_low=mean - own, own_high=mean + own)
 
 
 def residual_deviation(means: pd.DataFrame) -> tuple[float, int] | None:

@@ -15,8 +15,8 @@ import torch
 from ikmlib import config, datasets, files
 from ikmlib.config import PROFILES, Profile, cores
 from ikmlib.study import experiments, records, scoring, weights
-from ikmlib.study.processes import programs
 from ikmlib.study.records import Run
+from ikmlib.study.runner import programs
 from ikmlib.trainers import TrainingDiverged
 
 # --- the queue ------------------------------------------------------------------------------------------------------
