@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ikmlib import config
 from ikmlib.files import write_bytes
 from ikmlib.pictures import SUFFIXES, read_picture
 from ikmlib.study import records, weights
@@ -48,15 +47,16 @@ def enlarge(network: torch.nn.Module, picture: Image.Image, scale: int) -> Image
 
 
 def _pictures_in(folder: Path) -> list[Path]:
-    """The picture files below a folder, by suffix, in order, but not hidden ones.
-
-    Warns of what it passes over: files of other kinds and linked folders.
-    """
-    every = [path for path in sorted(folder.rglob("*")) if (path.is_symlink() or not path.is_dir())
-             and not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-    pictures = [path for path in every if path.suffix.lower() in SUFFIXES and not path.is_dir()]
-    others = {f"the linked folder {path.name}" if path.is_dir() else path.suffix.lower() or path.name
-              for path in set(every) - set(pictures)}
+    """The pictures below a folder, by suffix, in order. Names what else there is in a warning; hidden files are not."""
+    pictures, others = [], set()
+    for path in sorted(folder.rglob("*")):
+        linked_folder = path.is_symlink() and path.is_dir()
+        if path.is_dir() and not linked_folder or any(p.startswith(".") for p in path.relative_to(folder).parts):
+            continue
+        if path.suffix.lower() in SUFFIXES and not linked_folder:
+            pictures.append(path)
+        else:
+            others.add(f"the linked folder {path.name}" if linked_folder else path.suffix.lower() or path.name)
     if others:
         warnings.warn(f"{folder}: passed over are {', '.join(sorted(others))}", stacklevel=2)
     return pictures
@@ -95,8 +95,6 @@ def upscale(inputs: list[Path], out: Path, scale: int | None = None, weights_fil
     network, record = weights.load(weights_file)
     if scale not in (None, network.scale):
         raise ValueError(f"{weights_file} enlarges {network.scale} times, not {scale}")
-    if not (record["profile"] in config.PROFILES and config.PROFILES[record["profile"]].evidence):
-        warnings.warn(f"{weights_file}: trained too little to be used, see the model card", stacklevel=2)
     network = network.to(records.default_device(), memory_format=torch.channels_last)
     written, there, failed, sources = [], [], [], {}
     for source, target in tqdm(plan(inputs, out, network.scale), record["id"], unit="file", disable=None):

@@ -29,7 +29,6 @@ from ikmlib.upscale import EDGE, enlarge, plan
 
 RGB = photographs.astronaut()[100:120, 200:230]      # (20, 30, 3)
 TINY = Architecture("db", blocks=1, depths=(1,), channels=8, growth=4)
-pytestmark = pytest.mark.filterwarnings("ignore:.*trained too little")
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +110,7 @@ def test_garbled_weights_are_read_or_refused_in_one_line(file, tmp_path, data):
         assert str(error).startswith(f"{tmp_path / 'a'} ")
 
 
-def test_best_weights_are_the_largest_profile_s_on_most_images_then_the_highest_psnr(file, monkeypatch, tmp_path):
+def test_best_weights_are_the_largest_profile_s_on_most_images_then_the_highest_psnr(file):
     state, record = parts(file)
 
     def add(name, profile, images, psnr):
@@ -125,9 +124,8 @@ def test_best_weights_are_the_largest_profile_s_on_most_images_then_the_highest_
         add(name, *told)
         assert weights.best(2) == file.with_name(f"{name}.safetensors")
     add("low again", "smoke", 2, 30)
+    add("discarded", "no more", 9, 99)
     assert weights.best(2).stem == "cpu"
-    assert weights.best(3).parent == weights.SHIPPED   # where the folder has none for a scale
-    monkeypatch.setattr(weights, "SHIPPED", tmp_path / "none")
     with pytest.raises(FileNotFoundError, match=r"no weights for x4 in .*records.weights"):
         weights.best(4)
 
@@ -144,7 +142,8 @@ class Of255(nn.Module):
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_each_scale_has_shipped_weights_and_flat_pictures_stay_flat_up_to_their_edges(results, scale):
+def test_each_scale_has_shipped_weights_and_flat_pictures_stay_flat_up_to_their_edges(monkeypatch, scale):
+    monkeypatch.delenv("IKM_RESULTS", raising=False)
     network, record = weights.load(weights.best(scale))
     assert network.scale == scale and record["scores"]["Set5"]["images"] == 5
     check_network(network, scale)
@@ -157,10 +156,7 @@ def test_each_scale_has_shipped_weights_and_flat_pictures_stay_flat_up_to_their_
             assert found.shape == truth.shape and abs(found - truth).max() <= 3   # up to 154 with zeros around
 
 
-def test_shipped_weights_serve_where_the_results_folder_has_none(trained, file, monkeypatch, tmp_path):
-    monkeypatch.setattr(weights, "SHIPPED", file.parent)
-    monkeypatch.setenv("IKM_RESULTS", str(tmp_path / "elsewhere"))
-    assert weights.best(2) == file
+def test_a_run_s_network_is_found_among_its_weights(trained, file, tmp_path):
     kept, found = weights.load(file)[0].state_dict(), weights.trained_network(trained[0]).state_dict()
     assert all(torch.equal(tensor, kept[name].to(tensor.device)) for name, tensor in found.items())
     assert weights.trained_network(replace(trained[0], seed=1)) is None

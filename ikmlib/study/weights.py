@@ -1,5 +1,5 @@
 """Trained networks to keep and to use: `results/weights/<run id>.safetensors`. The header of a file holds the record of
-its run, with the scores and a sha256 of all that is in the file."""
+its run, the scores, and a sha256 of all that is in the file."""
 from __future__ import annotations
 
 import hashlib
@@ -15,7 +15,6 @@ from ikmlib.models import SRNetwork
 from ikmlib.study.records import Run, default_device, read_record
 
 METADATA = "ikmlib"   # one key: safetensors writes several in any order
-SHIPPED = config.ROOT / "results" / "weights"   # used where the folder of weights has none
 
 
 def folder() -> Path:
@@ -82,28 +81,28 @@ def trained_network(run: Run) -> SRNetwork | None:
 
     Raises UnreadableCheckpoint or ValueError for a damaged file.
     """
-    local, *kept = run.folder / "weights.pt", *(where / f"{run.id}.safetensors" for where in (folder(), SHIPPED))
+    local = run.folder / "weights.pt"
     if local.exists():
         model = run.build()
         model.load_state_dict(load_torch(local, run.id)["model"])
+    elif path(run).exists():
+        model, _ = load(path(run))
     else:
-        model = next((load(file)[0] for file in kept if file.exists()), None)
-    return model and model.to(default_device(), memory_format=torch.channels_last).eval()
+        return None
+    return model.to(default_device(), memory_format=torch.channels_last).eval()
 
 
 def best(scale: int) -> Path:
-    """The best weights for a scale of `folder()` or, if that has none, of SHIPPED: of the largest profile, scored on
-    most images, with the highest PSNR. Raises FileNotFoundError if neither has any, and as `load` does."""
-    for where in (folder(), SHIPPED):
-        ranked = []
-        for path in where.glob("*.safetensors"):
-            record = load(path)[1]
-            sets = record["scores"].values()
-            if record["spec"]["scale"] == scale:
-                known = record["profile"] in config.PROFILES and list(config.PROFILES).index(record["profile"])
-                ranked.append((known, sum(s["images"] for s in sets),
-                               sum(s["images"] * s["psnr_y"] for s in sets), path))
-        if ranked:
-            return max(ranked)[-1]
-    raise FileNotFoundError(f"no weights for x{scale} in {folder()} and {SHIPPED}: train a network and run `python -m "
-                            "ikmlib weights export RUN_FOLDER`, or name a file with --weights")
+    """The best weights for a scale: of the largest profile, scored on most images, with the highest PSNR. Weights of a
+    profile that exists no more come last. Raises FileNotFoundError if there are none, and as `load` does."""
+    ranked, profiles = [], [None, *config.PROFILES]
+    for file in folder().glob("*.safetensors"):
+        record = load(file)[1]
+        if record["spec"]["scale"] == scale:
+            size = profiles.index(record["profile"]) if record["profile"] in profiles else 0
+            scores = [(of["images"], of["images"] * of["psnr_y"]) for of in record["scores"].values()]
+            ranked.append((size, *map(sum, zip(*scores, strict=True)), file))
+    if not ranked:
+        raise FileNotFoundError(f"no weights for x{scale} in {folder()}: train a network and run `python -m ikmlib "
+                                "weights export RUN_FOLDER`, or name a file with --weights")
+    return max(ranked)[-1]
