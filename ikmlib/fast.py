@@ -130,7 +130,7 @@ def after_relu(conv: nn.Conv2d) -> dict[str, float]:
     """
     if not hasattr(conv, "attention") or conv.strict or isinstance(conv.tau, str) or conv.tau > 0:
         return {}
-    return {"attention": 1.5 if conv.transform == "sigmoid" else 1.0}   # all cells are alike: n softmax(p) = 1
+    return {"attention": conv.constant_attention}
 
 
 # --- a dense unit ---------------------------------------------------------------------------------------------------

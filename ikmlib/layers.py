@@ -26,7 +26,7 @@ TRANSFORMS = ("sigmoid", "softmax", "residual")
 ATTENTIONS = ("none", "ca", "sa", "ikm")
 CONTEXTS = ("own", "constant", "shuffled")
 THRESHOLDS = ("mean", "median")   # what tau may be beside a number
-CONSTANT_ATTENTION = {"sigmoid": 1.5, "softmax": 1.0, "residual": 1.0}   # where all cells are alike
+OPTIONS = ("gradient", "tau", "strict", "transform", "context")   # of an IKM layer
 
 
 def check_options(*, gradient: str, tau: float | str, strict: bool, transform: str, context: str) -> None:
@@ -71,7 +71,7 @@ def proportion_transform(pooled: Tensor, transform: str = "sigmoid") -> Tensor:
     "softmax"   a = n softmax(p), the values that Fig. 2 shows
     "residual"  a = 1 + softmax(p) - 1/n, an older form, within 1 +- 1/n
 
-    `CONSTANT_ATTENTION` is a where all cells are alike. Raises ValueError for another transform.
+    Where all cells are alike, a = 1.5 of "sigmoid" and 1 of the others. Raises ValueError for another transform.
     """
     require("transform", transform, TRANSFORMS)
     share = torch.softmax(pooled.flatten(2).transpose(1, 2), 1)   # (B, n, Ci): over a last axis of nine it is slow
@@ -168,8 +168,12 @@ class IKMConv2d(nn.Conv2d):
             raise ValueError(f"padding must be a number or a pair of numbers, not {padding!r}")
         super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=padding, dilation=dilation,
                          bias=bias)
-        self.gradient, self.context = gradient, context
-        self.tau, self.strict, self.transform = tau, strict, transform
+        self.gradient, self.tau, self.strict, self.transform, self.context = gradient, tau, strict, transform, context
+
+    @property
+    def constant_attention(self) -> float:
+        """The attention where all cells are alike, so that n softmax(p) = 1 (Eq. 11)."""
+        return 1.5 if self.transform == "sigmoid" else 1.0
 
     def attention(self, x: Tensor) -> Tensor | float:
         """This layer's own attention of x (Eqs. 9-11), for any number of channels C.
@@ -177,7 +181,7 @@ class IKMConv2d(nn.Conv2d):
         (B, C, H, W) or (C, H, W) -> (B, C, k, k) or (1, C, k, k); with `context="constant"` a number.
         """
         if self.context == "constant":
-            return CONSTANT_ATTENTION[self.transform]
+            return self.constant_attention
         own = contextual_attention(x if x.dim() == 4 else x[None], self.kernel_size, tau=self.tau, strict=self.strict,
                                    transform=self.transform)
         return own.roll(-1, 0) if self.context == "shuffled" else own

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ikmlib import fast
 from ikmlib.config import require
-from ikmlib.layers import ATTENTIONS, ChannelAttention, IKMConv2d, SpatialAttention, check_options
+from ikmlib.layers import ATTENTIONS, OPTIONS, ChannelAttention, IKMConv2d, SpatialAttention, check_options
 
 SCALES = (2, 3, 4)
 BLOCKS = ("rb", "db", "rdb", "uhdb")
@@ -51,8 +51,7 @@ class Architecture:
     def __post_init__(self):
         require("block", self.block, BLOCKS)
         require("attention", self.attention, ATTENTIONS)
-        check_options(gradient=self.gradient, tau=self.tau, strict=self.strict, transform=self.transform,
-                      context=self.context)
+        check_options(**{name: getattr(self, name) for name in OPTIONS})
         if not isinstance(self.depths, tuple) or not self.depths:
             raise ValueError(f"depths must be a tuple of numbers, one or more, not {self.depths!r}")
         counts = [(name, getattr(self, name)) for name in ("blocks", "channels", "growth", "kernel", "dilation")]
@@ -83,8 +82,8 @@ def _conv(arch: Architecture, in_channels: int, out_channels: int) -> nn.Conv2d:
     """A k x k convolution of a block, without bias, keeping H and W; modulated if the attention is IKM."""
     shape = dict(padding=arch.dilation * (arch.kernel - 1) // 2, dilation=arch.dilation, bias=False)
     if arch.attention == "ikm":
-        conv = IKMConv2d(in_channels, out_channels, arch.kernel, **shape, gradient=arch.gradient, tau=arch.tau,
-                         strict=arch.strict, transform=arch.transform, context=arch.context)
+        options = {name: getattr(arch, name) for name in OPTIONS}
+        conv = IKMConv2d(in_channels, out_channels, arch.kernel, **shape, **options)
     else:
         conv = nn.Conv2d(in_channels, out_channels, arch.kernel, **shape)
     with torch.no_grad():

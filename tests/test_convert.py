@@ -19,7 +19,7 @@ X = torch.randn(2, 3, 12, 10, generator=torch.Generator().manual_seed(0))
 
 def network() -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 8, 3, padding="same", dilation=2), nn.ReLU(), nn.BatchNorm2d(8),
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=2, dilation=2), nn.ReLU(), nn.BatchNorm2d(8),
                          nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, stride=2, bias=False), nn.Conv2d(8, 4, 1)),
                          nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 6, (1, 3)))
 
@@ -82,7 +82,7 @@ class OwnForward(nn.Conv2d):
 
 @pytest.mark.parametrize(("layer", "reason"), [
     (nn.Conv2d(4, 4, 3, groups=4), "4 groups"), (nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"), "'reflect'"),
-    (nn.Conv2d(3, 3, 1), "1 x 1"), (nn.Conv2d(3, 3, 2, padding="same"), "'same'"), (nn.Conv1d(3, 3, 3), "Conv1d"),
+    (nn.Conv2d(3, 3, 1), "1 x 1"), (nn.Conv2d(3, 3, 3, padding="same"), "'same', not a number"), (nn.Conv1d(3, 3, 3), "Conv1d"),
     (nn.ConvTranspose2d(3, 3, 3), "ConvTranspose2d"), (nn.LazyConv2d(3, 3), "LazyConv2d"),
     (OwnForward(3, 3, 3), "OwnForward"), (nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 3)), "Parametrized"),
     (nn.ReLU(), "ReLU")])
