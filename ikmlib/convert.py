@@ -19,7 +19,7 @@ batch, height and width, autocast, channels_last and second derivatives work as 
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -44,46 +44,42 @@ def obstacle(module: nn.Module) -> str | None:
     return None
 
 
-def _chosen(module: nn.Module, where) -> dict[str, nn.Conv2d]:
-    """First name -> layer of what `where` chooses among plain layers and modulated ones, as `convert` explains.
+def _chosen(module: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Conv2d]:
+    """First name -> layer of what the patterns choose among plain layers and modulated ones.
 
-    Raises ValueError for a pattern that fits none, and where nothing is chosen.
+    Raises ValueError for a pattern that fits none of them.
     """
-    every = dict(module.named_modules(remove_duplicate=False))   # a layer that is shared has several names
+    every, chosen = dict(module.named_modules(remove_duplicate=False)), set()   # a shared layer has several names
     able = {name: child for name, child in every.items() if isinstance(child, IKMConv2d) or obstacle(child) is None}
-    if where is None or callable(where):
-        chosen = {child for name, child in able.items() if where is None or where(name, child)}
-    else:
-        chosen = set()
-        for pattern in [where] if isinstance(where, str) else where:
-            matching = {child for name, child in able.items() if fnmatchcase(name, pattern)}
-            if not matching:
-                why = obstacle(every[pattern]) if pattern in every else f"it is none of {', '.join(able)}"
-                raise ValueError(f"layer {pattern!r} cannot be converted: {why}")
-            chosen |= matching
-    if not chosen:
-        why = f"none was chosen of {', '.join(able)}" if able else "no layer can be"
-        raise ValueError(f"nothing to convert: {why}")
+    for pattern in patterns:
+        matching = {child for name, child in able.items() if fnmatchcase(name, pattern)}
+        if not matching:
+            why = (obstacle(every[pattern]) if pattern in every else
+                   f"it is none of {', '.join(able)}" if able else "no layer can be")
+            raise ValueError(f"layer {pattern!r} cannot be converted: {why}")
+        chosen |= matching
     return {name: child for name, child in module.named_modules() if child in chosen}
 
 
-def convert(module: nn.Module, where: str | Sequence[str] | Callable[[str, nn.Conv2d], bool] | None = None, *,
-            gradient: str = "iso", tau: float | str = 0.0, strict: bool = False, transform: str = "sigmoid",
+def convert(module: nn.Module, where: str | Sequence[str] = "*", *, gradient: str = "iso",
+            tau: float | str = 0.0, strict: bool = False, transform: str = "sigmoid",
             context: str = "own") -> tuple[str, ...]:
     """Modulate convolutions of `module` by each image's own context (`IKMConv2d`), in place; returns their names.
 
-    `where` says which. The default is all that can be converted: `nn.Conv2d` itself (no subclass), with one group, a
-    kernel larger than 1 x 1, and zero padding given in pixels. Or it is a name, a pattern such as "layer1.*", several of them, or a
-    function (name, layer) -> bool, which is asked for each of these layers. The other options are `IKMConv2d`'s.
+    `where` is a name, a pattern such as "layer1.*", or several of them. A pattern chooses among the layers that can be
+    converted: `nn.Conv2d` itself (no subclass), with one group, a kernel larger than 1 x 1, and zero padding given in
+    pixels. The default is all of these. The other options are `IKMConv2d`'s.
     "sigmoid" scales all kernels by about 1.5: train afterwards, and compare with `context="constant"`, which has the
     same scale without the image.
 
     Raises ValueError, and changes nothing, for an unknown option, for a layer that cannot be converted or is already
-    modulated (whatever its options), for a pattern that fits none, and where there is nothing to convert.
+    modulated (whatever its options), and where there is nothing to convert.
     """
     options = dict(gradient=gradient, tau=tau, strict=strict, transform=transform, context=context)
     check_options(**options)
-    layers = _chosen(module, where)
+    layers = _chosen(module, [where] if isinstance(where, str) else where)
+    if not layers:
+        raise ValueError("nothing to convert: no layer is named")
     if modulated := [name for name, child in layers.items() if isinstance(child, IKMConv2d)]:
         raise ValueError(f"already modulated: {', '.join(modulated)}; `revert` changes them back, or name other layers")
     for conv in layers.values():

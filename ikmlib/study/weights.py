@@ -93,16 +93,13 @@ def trained_network(run: Run) -> SRNetwork | None:
 
 
 def best(scale: int) -> Path:
-    """The best weights for a scale: of the largest profile, scored on most images, with the highest PSNR. Weights of a
-    profile that exists no more come last. Raises FileNotFoundError if there are none, and as `load` does."""
-    ranked, profiles = [], [None, *config.PROFILES]
-    for file in folder().glob("*.safetensors"):
-        record = load(file)[1]
-        if record["spec"]["scale"] == scale:
-            size = profiles.index(record["profile"]) if record["profile"] in profiles else 0
-            scores = [(of["images"], of["images"] * of["psnr_y"]) for of in record["scores"].values()]
-            ranked.append((size, *map(sum, zip(*scores, strict=True)), file))
-    if not ranked:
+    """The weights for a scale that have the highest PSNR on Set5; those that were not scored on it come last.
+
+    Raises FileNotFoundError if there are none, and as `load` does.
+    """
+    records = {file: load(file)[1] for file in folder().glob("*.safetensors")}
+    fitting = [file for file, record in records.items() if record["spec"]["scale"] == scale]
+    if not fitting:
         raise FileNotFoundError(f"no weights for x{scale} in {folder()}: train a network and run `python -m ikmlib "
                                 "weights export RUN_FOLDER`, or name a file with --weights")
-    return max(ranked)[-1]
+    return max(fitting, key=lambda file: records[file]["scores"].get("Set5", {"psnr_y": 0})["psnr_y"])
