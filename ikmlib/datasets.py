@@ -91,8 +91,7 @@ def _find(spec: ImageSet) -> tuple[Path, list[Path]]:
 
 
 def is_installed(name: str) -> bool:
-    """Whether all images of the set are there. Raises ValueError for an unknown set, NotADirectoryError if IKM_DATA is
-    set to something that is no folder."""
+    """Whether the set is all there. ValueError for an unknown set, NotADirectoryError for a wrong IKM_DATA."""
     spec = image_set(name)
     return len(_find(spec)[1]) == spec.count
 

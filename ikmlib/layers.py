@@ -4,8 +4,8 @@ Letters, used everywhere: B images in the batch, Ci/Co input/output channels, k 
 The attention of image b is a_b (Ci, k, k), the shared kernel is w (Co, Ci, k, k), the modulated kernel w_b = a_b * w.
 
 Two pure functions make an IKM layer: `contextual_attention` computes a_b from an image, `modulated_conv2d` convolves
-the image with a_b * w. Both are written as the paper writes them, and `IKMConv2d` calls one after the other. It has one
-switch: where its `fast` is True (the default) it calls the quicker `fast.modulated_conv2d`, the same to rounding.
+the image with a_b * w. `IKMConv2d` calls one after the other. It has one switch: where its `fast` is True (the default)
+it calls the quicker `fast.modulated_conv2d`, the same to rounding.
 """
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OPTIONS = ("gradient", "tau", "strict", "transform", "context")   # of an IKM la
 
 
 def check_options(*, gradient: str, tau: float | str, strict: bool, transform: str, context: str) -> None:
-    """Raise ValueError, which names the value and what is allowed, for an option that no IKM layer has."""
+    """Raise ValueError for an option that no IKM layer has."""
     require("gradient rule", gradient, GRADIENTS)
     require("transform", transform, TRANSFORMS)
     require("context", context, CONTEXTS)
@@ -86,8 +86,7 @@ def proportion_transform(pooled: Tensor, transform: str = "sigmoid") -> Tensor:
 
 
 def attention_range(cells: int = 9, transform: str = "sigmoid") -> tuple[float, float]:
-    """Least and largest value of the attention, by default in its released form: those of a cell without principal
-    pixels among full ones, and of a full cell among empty ones."""
+    """Least and largest attention: of an empty cell among full ones, and of a full one among empty ones."""
     one = torch.eye(cells, dtype=torch.float64)[:1, None]
     return tuple(proportion_transform(pooled, transform)[0, 0, 0].item() for pooled in (1 - one, one))
 
@@ -96,9 +95,8 @@ def contextual_attention(x: Tensor, kernel_size: int | tuple[int, ...], *, tau: 
                          transform: str = "sigmoid") -> Tensor:
     """The attention of each image, a_b = CAG(x_b) (Eqs. 9-11).
 
-    x (B, Ci, H, W) or (B, Ci, L) -> (B, Ci, k, k) or (B, Ci, k). There are no parameters, and no gradient flows
-    through, because the threshold is hard. The defaults are the released form. `pooled_mask` and
-    `proportion_transform` explain the options and the errors.
+    x (B, Ci, H, W) or (B, Ci, L) -> (B, Ci, k, k) or (B, Ci, k), without parameters and without gradient. The defaults
+    are the released form. `pooled_mask` and `proportion_transform` explain the options and the errors.
     """
     return proportion_transform(pooled_mask(x, kernel_size, tau=tau, strict=strict), transform)
 

@@ -29,8 +29,7 @@ RGB_STD = (0.242, 0.234, 0.246)
 class Architecture:
     """What a network is. The defaults are U-HDN with IKM; `ARCHITECTURES` names the paper's networks.
 
-    Every field is checked, also where the network does not use it. Raises ValueError, which names the value and what is
-    allowed.
+    Every field is checked, also where the network does not use it. Raises ValueError.
     """
 
     block: str = "uhdb"                               # rb | db | rdb | uhdb
@@ -199,9 +198,8 @@ def upscaler(c: int, scale: int, *activation: nn.Module, groups: int = 1, bias: 
 class SRNetwork(nn.Module):
     """The backbone of Fig. 4: head, N blocks, convolution, long skip, sub-pixel upscaling, tail.
 
-    It takes RGB (B, 3, H, W) in 0..1 and returns RGB (B, 3, sH, sW) in about 0..1, not clipped. Inside, values are
-    normalised with the mean and standard deviation of the paper's training set. `fast=False` computes the blocks as
-    written here and in `layers`. Raises ValueError for an unknown scale.
+    It takes RGB (B, 3, H, W) in 0..1 and returns RGB (B, 3, sH, sW) in about 0..1, not clipped. `fast=False` computes
+    the blocks as written here and in `layers`. Raises ValueError for an unknown scale.
     """
 
     def __init__(self, arch: Architecture, scale: int, *, fast: bool = True):
@@ -229,8 +227,8 @@ class SRNetwork(nn.Module):
 def build_model(name: str, *, scale: int = 2, attention: str = "ikm") -> SRNetwork:
     """One of the paper's networks: uhdn, uhdn_l, or Table III's rb, db, rdb, uhdb, with attention ikm, none, ca or sa.
 
-    It has PyTorch's default initialisation. Raises ValueError for an unknown name, scale or attention. Other networks
-    are made in the manner of `SRNetwork(replace(ARCHITECTURES[name], kernel=5), scale)`.
+    Raises ValueError for an unknown name, scale or attention. Other networks are made in the manner of
+    `SRNetwork(replace(ARCHITECTURES[name], kernel=5), scale)`.
     """
     require("architecture", name, tuple(ARCHITECTURES))
     return SRNetwork(replace(ARCHITECTURES[name], attention=attention), scale)
@@ -239,11 +237,10 @@ def build_model(name: str, *, scale: int = 2, attention: str = "ikm") -> SRNetwo
 def complexity(model: nn.Module, scale: int, *, activations: bool = False) -> tuple[int, int]:
     """(#Params, #FLOPs): the number of parameters, and of multiply-adds of all convolutions for a 480 x 360 output.
 
-    This is how the paper counts its own networks: the input has 480/s x 360/s pixels; each weight counts once for every
-    output pixel (in a transposed convolution, for every input pixel), each bias once for every output value.
-    `activations` adds what fits most other methods in Tables I and II: one for every value that an activation layer
-    returns or a pooling layer takes. Only modules count as layers: `F.relu` is free. The network runs on the "meta"
-    device, which computes shapes alone.
+    This is how the paper counts its own networks: each weight counts once for every output pixel (in a transposed
+    convolution, for every input pixel), each bias once for every output value. `activations` adds what fits most other
+    methods in Tables I and II: one for every value that an activation layer returns or a pooling layer takes. Only
+    modules count as layers: `F.relu` is free. The network runs on the "meta" device, which computes shapes alone.
     """
     shadow = copy.deepcopy(model).to("meta").eval()
     counts = []

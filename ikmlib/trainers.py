@@ -40,10 +40,7 @@ class NotFinite(ValueError):
 
 
 def _forward(model: nn.Module, x: Tensor, scale: int | None) -> Tensor:
-    """RGB (1, 3, h, w) -> (1, 3, s h, s w), both float32, by a network in evaluation mode and its own precision.
-
-    Raises ValueError if that is not what it returns, `s` being `scale` or, by default, any whole number.
-    """
+    """RGB (1, 3, h, w) -> (1, 3, s h, s w), both float32, by a network in evaluation mode and its own precision."""
     like = next((p for p in chain(model.parameters(), model.buffers()) if p.is_floating_point()), torch.empty(0))
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -66,7 +63,7 @@ def super_resolve(model: nn.Module, lr_uint8: np.ndarray, scale: int | None = No
     """One image through the network: uint8 (h, w, 3) -> uint8 (s h, s w, 3), clipped and rounded.
 
     The network gets RGB (1, 3, h, w) in 0..1, in the precision of its parameters, and runs in evaluation mode. Raises
-    ValueError for another image, and for a network that does not return (1, 3, s h, s w), s being `scale` or, by
+    ValueError for another image, and for a network that does not return (1, 3, s h, s w), where s is `scale` or, by
     default, any whole number; NotFinite if it returns NaN or infinity.
     """
     if lr_uint8.dtype != np.uint8 or lr_uint8.ndim != 3 or lr_uint8.shape[2] != 3:
@@ -80,9 +77,9 @@ def super_resolve(model: nn.Module, lr_uint8: np.ndarray, scale: int | None = No
 
 def check_network(model: nn.Module, scale: int) -> None:
     """Raise ValueError for a network that `super_resolve` refuses at this scale, or that takes and returns colours of
-    0..255 in place of 0..1, as EDSR's published ones do: its result for a probe of 48 x 48 pixels, which grow lighter
-    from one corner to the other, is far from the probe in 0..1, but right in 0..255. (So is that of some untrained
-    networks that add a residual with biases to an interpolated image.)"""
+    0..255 in place of 0..1, as EDSR's published ones do: its result for a smooth probe of 48 x 48 pixels is far from
+    the probe in 0..1, but right in 0..255. (Some untrained networks that add a residual with biases to an interpolated
+    image are refused, too.)"""
     ramp = torch.arange(0, 120, 2.5) / 255
     probe = (ramp[:, None] + ramp).expand(1, 3, 48, 48)
     try:
@@ -93,8 +90,8 @@ def check_network(model: nn.Module, scale: int) -> None:
         raise NotFinite("the network returned numbers that are not finite")
     off, off_of_255 = (255 * (y.clamp(0, 1) - probe).abs().mean() for y in found)   # levels
     if off > 2.5 and off_of_255 < 0.7:
-        raise ValueError(f"the network is {off:.0f} levels off, but right if colours are 0..255, where 0..1 is expected: "
-                         "train it, or wrap it in one that returns network(255 * x) / 255")
+        raise ValueError(f"the network is {off:.0f} levels off, but right if colours are 0..255, where 0..1 is "
+                         "expected: train it, or wrap it in one that returns network(255 * x) / 255")
 
 
 Pair = tuple[str, np.ndarray, np.ndarray]   # name, LR, HR
@@ -206,8 +203,8 @@ class Trainer:
     shows the images of every batch in reverse order: the same mathematics, summed in another order; `where` says on
     what it is trained (machine, versions, commit), and is kept in `progress.stretches` when it changes. Batches depend
     on (seed, update) alone and Adam's state is saved, so an interrupted run ends with the same bits as an uninterrupted
-    one (same CPU, versions and number of threads; a GPU may sum in another order each time). Raises UnreadableCheckpoint
-    for a checkpoint that is damaged or another run's, ValueError for one that lacks a part.
+    one (same CPU, versions and number of threads; a GPU may sum in another order each time). Raises
+    UnreadableCheckpoint for a checkpoint that is damaged or another run's, ValueError for one that lacks a part.
     """
 
     def __init__(self, model: nn.Module, sampler: PatchSampler, *, key: str, seed: int, updates: int, batch: int,
