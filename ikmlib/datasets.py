@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import shutil
 import warnings
 from concurrent.futures import ThreadPoolExecutor

@@ -82,8 +82,9 @@ class OwnForward(nn.Conv2d):
 @pytest.mark.parametrize(("layer", "reason"), [
     (nn.Conv2d(4, 4, 3, groups=4), "4 groups"), (nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"), "'reflect'"),
     (nn.Conv2d(3, 3, 1), "1 x 1"), (nn.Conv2d(3, 3, 3, padding="same"), "'same', not a number"),
-    (nn.Conv1d(3, 3, 3), "Conv1d"), (nn.ConvTranspose2d(3, 3, 3), "ConvTranspose2d"), (nn.LazyConv2d(3, 3), "LazyConv2d"),
-    (OwnForward(3, 3, 3), "OwnForward"), (nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 3)), "Parametrized"),
+    (nn.Conv1d(3, 3, 3), "Conv1d"), (nn.ConvTranspose2d(3, 3, 3), "ConvTranspose2d"),
+    (nn.LazyConv2d(3, 3), "LazyConv2d"), (OwnForward(3, 3, 3), "OwnForward"),
+    (nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 3)), "Parametrized"),
     (nn.ReLU(), "ReLU")])
 def test_what_cannot_be_converted_is_left_alone_or_an_error_when_named(layer, reason):
     net, before = nn.Sequential(layer, nn.Conv2d(3, 3, 3)), type(layer)
