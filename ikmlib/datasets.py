@@ -29,7 +29,7 @@ REGISTRY = Path(__file__).with_name("registry.csv")   # pixels_sha256: of shape 
 
 
 class FetchError(RuntimeError):
-    """A set could not be downloaded: one line that names file, source and folder, and says what to do."""
+    """A set could not be downloaded: one line that names source, folder and error, and says what to do."""
 
 
 class ImageSet(NamedTuple):
@@ -192,36 +192,33 @@ def fetch(name: str) -> Path:
 
     Files that are there and right are kept, others replaced. Raises FetchError.
     """
+    import pooch  # here, because nothing else needs it
+
     spec = image_set(name)
     (root, found), published = _find(spec), _published(spec)
     folder = config.cache_root() / spec.folder
     if len(found) == spec.count and (root != folder or not published):
         return root
-    if not published and name not in ARCHIVES:
+    sources = {row.path: (f"{RAW}/{row.repository}/{row.commit}/{row.repository_path}", row.sha256)
+               for row in published.values()}
+    if name in ARCHIVES:
+        sources = {f"{spec.folder}.zip": ARCHIVES[name]}
+    if not sources:
         raise FetchError(_advice(spec))
+    pooch.get_logger().setLevel("WARNING")
+    download = pooch.HTTPDownloader(progressbar=name in ARCHIVES)
     try:
         cache = config.cache_root().expanduser()   # RuntimeError where the system knows no home folder
+        store = pooch.create(cache, "", urls={path: url for path, (url, _) in sources.items()},
+                             registry={path: sha256 for path, (_, sha256) in sources.items()}, retry_if_failed=3)
+        with ThreadPoolExecutor(4) as pool:
+            done = pool.map(lambda path: store.fetch(path, downloader=download), sources)
+            list(tqdm(done, name, len(sources), delay=2))
         if name in ARCHIVES:
-            packed = _download(*ARCHIVES[name], cache / f"{spec.folder}.zip", progress=True)
+            packed = cache / f"{spec.folder}.zip"
             shutil.unpack_archive(packed, packed.parent)
             packed.unlink()
-        with ThreadPoolExecutor(4) as pool:
-            done = pool.map(lambda row: _download(
-                f"{RAW}/{row.repository}/{row.commit}/{row.repository_path}", row.sha256, cache / row.path),
-                published.values())
-            list(tqdm(done, name, len(published), delay=2))
-    except (OSError, RuntimeError) as error:
-        raise FetchError(f"{name} could not be fetched into {folder} ({error}). {_advice(spec)}") from error
+    except (OSError, RuntimeError, ValueError) as error:   # ValueError: another sha256
+        source, why = ARCHIVES.get(name, (RAW,))[0], " ".join(str(error).split())
+        raise FetchError(f"{name} could not be fetched from {source} into {folder} ({why}). {_advice(spec)}") from error
     return folder
-
-
-def _download(url: str, sha256: str, path: Path, progress: bool = False) -> Path:
-    """Download a file, unless it is there and right. Raises OSError, in one line with the address."""
-    import pooch  # here, because nothing else needs it
-
-    pooch.get_logger().setLevel("WARNING")
-    try:
-        source = pooch.create(path.parent, "", registry={path.name: sha256}, urls={path.name: url}, retry_if_failed=3)
-        return Path(source.fetch(path.name, downloader=pooch.HTTPDownloader(progressbar=progress)))
-    except (OSError, ValueError) as error:   # ValueError: another sha256
-        raise OSError(f"{path.name} cannot be had from {url}: {' '.join(str(error).split())}") from error
