@@ -96,7 +96,7 @@ def broken():
 
 @pytest.mark.parametrize(("make", "why"), [
     (lambda: nn.Upsample(scale_factor=2), "this Upsample is not as `build_model` builds it"),
-    (lambda: converted(trained("idn"), convert), "this OnLuma is not as"),
+    (lambda: converted(trained("carn"), convert), "this CARN is not as"),
     (lambda: converted(trained(), revert), "this SRNetwork is not as"),
     (lambda: converted(trained(replace(TINY, attention="none")), convert, strict=True), "this SRNetwork is not as"),
     (lambda: build_peer("idn", 2, counted=True), "not as `build_model` builds it"), (broken, "not finite")])
@@ -163,11 +163,10 @@ def test_score_refuses_in_one_line_that_says_what_is_allowed(pictures, tmp_path,
     assert main(["score", str(tiny), "--weights", str(file)]) == 0
 
 
-def test_upscale_takes_a_network_of_one_s_own_but_never_by_default(results, pictures, tmp_path, monkeypatch, capsys):
+def test_upscale_takes_a_network_of_one_s_own_but_never_by_default(results, pictures, tmp_path):
     network, file = trained(), results / "weights" / "mine.safetensors"
     ikmlib.save(network, file)
     assert main(["upscale", str(pictures / "b.png"), "-o", str(tmp_path / "b.png"), "--weights", str(file)]) == 0
-    monkeypatch.setattr(weights, "SHIPPED", tmp_path / "none")
     with pytest.raises(FileNotFoundError, match="no weights for x2"):
         weights.best(2)
     expected = enlarge(network, Image.fromarray(RGB), 2)

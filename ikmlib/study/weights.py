@@ -12,8 +12,6 @@ from ikmlib.models import SRNetwork
 from ikmlib.networks import load, write
 from ikmlib.study.records import Run, default_device, read_record
 
-SHIPPED = config.ROOT / "results" / "weights"   # used where the folder of weights has none
-
 
 def folder() -> Path:
     """Where weights are kept: `weights/` below the folder of all records."""
@@ -48,28 +46,25 @@ def trained_network(run: Run) -> SRNetwork | None:
 
     Raises UnreadableCheckpoint or ValueError for a damaged file.
     """
-    local, *kept = run.folder / "weights.pt", *(where / f"{run.id}.safetensors" for where in (folder(), SHIPPED))
+    local = run.folder / "weights.pt"
     if local.exists():
         model = run.build()
         model.load_state_dict(load_torch(local, run.id)["model"])
+    elif path(run).exists():
+        model, _ = load(path(run))
     else:
-        model = next((load(file)[0] for file in kept if file.exists()), None)
-    return model and model.to(default_device(), memory_format=torch.channels_last).eval()
+        return None
+    return model.to(default_device(), memory_format=torch.channels_last).eval()
 
 
 def best(scale: int) -> Path:
-    """The best weights for a scale of `folder()` or, if that has none, of SHIPPED: of the largest profile, scored on
-    most images, with the highest PSNR. Raises FileNotFoundError if neither has any, and as `load` does."""
-    for where in (folder(), SHIPPED):
-        ranked = []
-        for path in where.glob("*.safetensors"):
-            record = load(path)[1]
-            sets = record.get("scores", {}).values()   # a network of one's own has none
-            if sets and record["spec"]["scale"] == scale:
-                known = record["profile"] in config.PROFILES and list(config.PROFILES).index(record["profile"])
-                ranked.append((known, sum(s["images"] for s in sets),
-                               sum(s["images"] * s["psnr_y"] for s in sets), path))
-        if ranked:
-            return max(ranked)[-1]
-    raise FileNotFoundError(f"no weights for x{scale} in {folder()} and {SHIPPED}: train a network and run `python -m "
-                            "ikmlib weights export RUN_FOLDER`, or name a file with --weights")
+    """The study's weights for a scale that have the highest PSNR on Set5; those not scored on it come last.
+
+    Raises FileNotFoundError if there are none, and as `load` does.
+    """
+    records = {file: load(file)[1] for file in folder().glob("*.safetensors")}
+    fitting = [file for file, record in records.items() if "scores" in record and record["spec"]["scale"] == scale]
+    if not fitting:
+        raise FileNotFoundError(f"no weights for x{scale} in {folder()}: train a network and run `python -m ikmlib "
+                                "weights export RUN_FOLDER`, or name a file with --weights")
+    return max(fitting, key=lambda file: records[file]["scores"].get("Set5", {"psnr_y": 0})["psnr_y"])
