@@ -1,7 +1,7 @@
 """Where things are, and how much each profile does.
 
-A profile says how much is done (updates, batch, images, depth of the ablations' network), and which rate schedule suits
-so many updates; never equations, loss, data split or scoring: they are the same in all of them.
+A profile says how much is done (updates, batch, images, depth of the ablations' network) and which schedule of the rate
+suits so many updates. Equations, loss, data split and scoring are the same in all profiles.
 """
 from __future__ import annotations
 
@@ -20,10 +20,7 @@ def require(name: str, value, allowed) -> None:
 
 
 def folder_from(variable: str) -> Path | None:
-    """The folder that an environment variable names, `~` expanded; None if the variable is unset or empty.
-
-    Raises ValueError for a home folder that is not known.
-    """
+    """The folder that an environment variable names; None if it is unset or empty. ValueError for an unknown home."""
     value = os.path.expanduser(os.environ.get(variable, ""))
     if value.startswith("~"):
         raise ValueError(f"{variable}={value}: there is no such home folder")
@@ -36,10 +33,7 @@ def results_root() -> Path:
 
 
 def cache_root() -> Path:
-    """Folder of downloaded image sets: `IKM_CACHE`, else `~/.cache/ikm`.
-
-    Where the system knows no home folder the path keeps its `~`: nothing is found there, and `datasets.fetch` refuses.
-    """
+    """Folder of downloaded image sets: `IKM_CACHE`, else `~/.cache/ikm`, with its `~` where no home is known."""
     return folder_from("IKM_CACHE") or Path(os.path.expanduser("~/.cache/ikm"))
 
 
@@ -50,11 +44,7 @@ def cores() -> int:
 
 @dataclass(frozen=True)
 class Profile:
-    """How much one profile trains and scores.
-
-    It trains on all of `train_sets` and scores those of `test_sets` that are installed. Without its training sets it
-    falls back to the embedded photographs, and every record says which it used.
-    """
+    """How much one profile trains and scores: on all of `train_sets`, and those of `test_sets` that are installed."""
 
     name: str
     summary: str
@@ -76,9 +66,8 @@ class Profile:
 BENCHMARKS = ("Set5", "Set14", "BSD100", "Urban100", "Manga109")
 CLASSIC = ("T91", "BSDS500")   # the training images of the years before DIV2K
 
-# From the smallest budget to the largest. How the rate and the batch of `cpu` and `cpu-long` were chosen, on validation
-# images, stands in notebook 00.
-
+# From the smallest budget to the largest. Notebook 00 shows how the rate and the batch of `cpu` and `cpu-long` were
+# chosen on validation images.
 PROFILES = {
     p.name: p
     for p in (
@@ -98,10 +87,7 @@ PROFILES = {
 
 
 def get_profile(name: str) -> Profile:
-    """The profile called `name`; `auto` is `small` where CUDA is, else `smoke`.
-
-    Raises ValueError for a name that is not one of PROFILES or `auto`.
-    """
+    """The profile called `name`; `auto` is `small` where CUDA is, else `smoke`. ValueError for any other name."""
     if name == "auto":
         import torch
 

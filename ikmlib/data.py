@@ -50,13 +50,11 @@ def _resize_rows(image: np.ndarray, scale: float) -> np.ndarray:
 def imresize(image_uint8_hwc: np.ndarray, scale: float) -> np.ndarray:
     """Resize as MATLAB's `imresize(image, scale)` does: bicubic, with anti-aliasing when it shrinks.
 
-    (H, W, C) uint8, any C, -> (ceil(H scale), ceil(W scale), C) uint8. `scale` is MATLAB's factor: 1/2 halves, 2
-    doubles. The height pass is rounded to uint8 before the width pass. Raises ValueError for another type or a
-    scale <= 0.
+    (H, W, C) uint8, any C, -> (ceil(H scale), ceil(W scale), C) uint8; `scale` 1/2 halves, 2 doubles. The height pass
+    is rounded to uint8 before the width pass. Raises ValueError for another type or a scale <= 0.
 
     At 1/2, 1/3 and 1/4 every value equals the files that MATLAB made of Set5 (Set5_LR). Enlarging those by 2 and 4
-    gives the bicubic PSNR and SSIM of the paper's Table I to the last digit. Other factors follow the same formulas,
-    but were not compared with MATLAB.
+    gives the bicubic PSNR and SSIM of the paper's Table I to the last digit. No other factor was compared with MATLAB.
     """
     image = np.asarray(image_uint8_hwc)
     if image.dtype != np.uint8 or image.ndim != 3:
@@ -95,12 +93,10 @@ def split(names: tuple[str, ...]) -> tuple[dict[str, np.ndarray], dict[str, np.n
     for name in names:
         if datasets.SETS[name].role != "train":
             raise ValueError(f"{name} is a {datasets.SETS[name].role} set: it must not be trained on")
-        every = VALIDATION_EVERY.get(name)
         for i, (image, pixels) in enumerate(datasets.load(name).items()):
-            held_out = every is not None and i % every == 0
-            if f"{name}/{image}" in TEST_TWINS:
-                continue
-            (validation if held_out else train)[f"{name}/{image}"] = to_rgb(pixels)
+            held_out = name in VALIDATION_EVERY and i % VALIDATION_EVERY[name] == 0
+            if f"{name}/{image}" not in TEST_TWINS:
+                (validation if held_out else train)[f"{name}/{image}"] = to_rgb(pixels)
     if names == ("embedded-train",):
         validation = {f"embedded-val/{k}": to_rgb(v) for k, v in datasets.load("embedded-val").items()}
     return train, {k: centre_crop(v, VALIDATION_CROP) for k, v in validation.items()}
@@ -127,10 +123,9 @@ class _Pixels:
 class PatchSampler:
     """Aligned, augmented LR/HR patch pairs cut on the device; batch u is a pure function of (seed, u).
 
-    Every image is equally likely, then every position in it, then each of the 8 flips and rotations. Nothing is kept
-    between batches, so training can continue at any update, and all networks trained with one seed see the same
-    batches. `images`: uint8 (H, W, 3) each; `patch`: side of an LR patch, pixels. Raises ValueError if there is no
-    image or one is smaller than an HR patch.
+    Every image is equally likely, then every position in it, then each of the 8 flips and rotations. All networks
+    trained with one seed see the same batches. `images`: uint8 (H, W, 3) each; `patch`: side of an LR patch, pixels.
+    Raises ValueError if there is no image or one is smaller than an HR patch.
     """
 
     def __init__(self, images: dict[str, np.ndarray], scale: int, patch: int, *, device: torch.device | str = "cpu"):
@@ -148,7 +143,7 @@ class PatchSampler:
 
     def draw(self, seed: int, update: int, batch: int) -> Tensor:
         """What mini-batch `update` shows, (6, B) integers on the device: image, top, left (LR pixels), and 0 or 1 for
-        transpose, flip rows, flip columns. On a GPU nothing waits for the copy."""
+        transpose, flip rows, flip columns."""
         random = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, update]))
         image = random.integers(len(self._size), size=batch)
         room = self._size[image] - self.patch + 1
@@ -182,7 +177,11 @@ class PatchSampler:
 def training_data(names: tuple[str, ...], scale: int, patch: int,
                   device: str) -> tuple[PatchSampler, dict, tuple[str, ...]]:
     """What a run is trained on: the sampler, the validation images (see `split`), and the names of the training images
-    that are left out, which are TEST_TWINS and those smaller than an HR patch. The errors are those of `split`."""
+    that are left out, which are TEST_TWINS and those smaller than an HR patch.
+
+    `names`: training sets, such as ("T91", "BSDS500"); `scale`: 2, 3 or 4; `patch`: side of an LR patch, pixels;
+    `device`: "cpu" or "cuda". The errors are those of `split`. For pictures of your own, make a `PatchSampler` of them.
+    """
     train, validation = split(names)
     small = tuple(name for name, image in train.items() if min(image.shape[:2]) < patch * scale)
     twins = tuple(name for name in TEST_TWINS if name.split("/")[0] in names)
