@@ -1,17 +1,24 @@
 """From images to mini-batches: MATLAB's imresize, the training/validation split, and the patch sampler."""
 from __future__ import annotations
 
+import hashlib
+import io
 from functools import lru_cache
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
-from ikmlib import datasets
+from ikmlib import config, datasets
+from ikmlib.files import write_bytes
+from ikmlib.pictures import read_image
 
 # Every n-th training image, in order of name, is a validation image and never trained on.
 VALIDATION_EVERY = {"BSDS500": 40, "DIV2K": 80}
 VALIDATION_CROP = 192   # HR pixels, centre
+KEPT_ABOVE = 10**9      # samples of images (pixels times colours) from which on their LR images are kept on disk
 # Training images that show a test image: never trained or validated on.
 TEST_TWINS = {"BSDS500/train/302003": "Set5's woman at a higher resolution"}
 
@@ -108,8 +115,12 @@ class _Pixels:
     def __init__(self, images: list[np.ndarray], device: torch.device):
         sizes = torch.tensor([image.shape[:2] for image in images])
         self.width = sizes[:, 1].to(device)
-        self.start = (torch.cumsum(sizes.prod(1), 0) - sizes.prod(1)).to(device)
-        self.rgb = torch.from_numpy(np.concatenate([image.reshape(-1, 3) for image in images])).to(device)
+        ends = torch.cumsum(sizes.prod(1), 0)
+        self.start = (ends - sizes.prod(1)).to(device)
+        self.rgb = torch.empty(int(ends[-1]), 3, dtype=torch.uint8, device=device)
+        for image, end in zip(images, ends.tolist(), strict=True):   # one by one: DIV2K twice would be 14 GB
+            pixels = torch.from_numpy(np.ascontiguousarray(image)).reshape(-1, 3)
+            self.rgb[end - len(pixels):end] = pixels
 
     def crop(self, image: Tensor, top: Tensor, left: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """Pixels at (top + rows, left + columns) of each image: image, top, left (B,), rows, columns (B, p, p) ->
@@ -118,6 +129,23 @@ class _Pixels:
         corner = self.start[image] + top * width + left
         index = corner[:, None, None] + rows * width[:, None, None] + columns
         return self.rgb[index].permute(0, 3, 1, 2).float() / 255
+
+
+def downsampled(images: list[np.ndarray], scale: int) -> list[np.ndarray]:
+    """`imresize` of each image by 1 / `scale`. Where they are large, as DIV2K's are, it takes a quarter of an hour, so
+    what is made is kept as PNG files in `lr/` of the download cache."""
+    if sum(image.size for image in images) < KEPT_ABOVE:
+        return [imresize(image, 1 / scale) for image in images]
+    small = []
+    for image in tqdm(images, f"LR images, x{scale}", delay=2):
+        digest = hashlib.sha256(f"{image.shape} x{scale} ".encode() + image.tobytes()).hexdigest()
+        path = config.cache_root() / "lr" / f"{digest}.png"
+        if not path.exists():
+            stream = io.BytesIO()
+            Image.fromarray(imresize(image, 1 / scale)).save(stream, "PNG")
+            write_bytes(path, stream.getvalue())
+        small.append(read_image(path))
+    return small
 
 
 class PatchSampler:
@@ -137,7 +165,7 @@ class PatchSampler:
                                  f"patch of {patch * scale} x {patch * scale} ({patch} at x{scale})")
         self.scale, self.patch, self.device = scale, patch, torch.device(device)
         hr = [crop_to_multiple(image, scale) for image in images.values()]
-        lr = [imresize(image, 1 / scale) for image in hr]
+        lr = downsampled(hr, scale)
         self._size = np.array([image.shape[:2] for image in lr])
         self._lr, self._hr = _Pixels(lr, self.device), _Pixels(hr, self.device)
 
@@ -173,7 +201,7 @@ class PatchSampler:
         return self.cut(self.draw(seed, update, batch))
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=1)   # of one scale: DIV2K takes 9 GB of the device's memory
 def training_data(names: tuple[str, ...], scale: int, patch: int,
                   device: str) -> tuple[PatchSampler, dict, tuple[str, ...]]:
     """What a run is trained on: the sampler, the validation images (see `split`), and the names of the training images
