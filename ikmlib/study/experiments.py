@@ -13,7 +13,7 @@ import pandas as pd
 
 from ikmlib.config import PROFILES, Profile
 from ikmlib.models import ARCHITECTURES, Architecture
-from ikmlib.study.records import Run, factors
+from ikmlib.study.records import Run
 
 Cells = dict[tuple, Run]
 
@@ -300,4 +300,5 @@ def planned(profile: Profile, part: str) -> pd.DataFrame:
 def complete(plan: pd.DataFrame) -> pd.DataFrame:
     """The rows of a plan whose cells have all their declared runs finished."""
     finished = plan.run.map(lambda run: run.finished).astype(bool)
-    return plan[finished.groupby([plan[name] for name in factors(plan)], sort=False).transform("all")]
+    factors = plan.columns.drop(["seed", "run"])
+    return plan[finished.groupby([plan[name] for name in factors], sort=False).transform("all")]

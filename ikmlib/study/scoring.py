@@ -90,7 +90,7 @@ def score(run: Run) -> None:
     again.
     """
     profile = PROFILES[run.profile]
-    with records.lock(run) as mine:
+    with files.locked(run.folder / ".lock", wait=False) as mine:
         if not (mine and run.finished):
             return
         record = records.read_record(run.folder)
