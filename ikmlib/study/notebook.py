@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from ikmlib import config
@@ -25,10 +24,7 @@ from ikmlib.study.stats import UNTESTED, VERDICTS
 # Columns of claims.csv; those of JUDGED are empty where a claim rests on no comparison
 CLAIMS = ["claim", *JUDGED, "verdict", "paper_words", "ours_words", "notebook", "because"]
 EVIDENCE = tuple(profile for profile in reversed(PROFILES.values()) if profile.evidence)   # the largest budget first
-# Decimals shown, by a word in the column's name
-DIGITS = (("ssim", 4), ("psnr", 2), ("db", 3), ("_k_", 1), ("_g_", 1))
-# Columns of contrasts that the CSV files hold and tables leave out
-DETAILS = ("images_error_db", "images_freedom", "seeds_error_db", "seeds_freedom")
+DIGITS = {"ssim": 4, "psnr": 2, "db": 3, "_k_": 1, "_g_": 1, "": 3}   # decimals shown, by a part of the column's name
 
 
 # --- parameters -----------------------------------------------------------------------------------------------------
@@ -109,9 +105,7 @@ class Page:
     recorded: bool = False
     anew: bool = True
     given: dict[str, object] = field(default_factory=dict)
-
-    def __post_init__(self):
-        self._claims: dict[str, pd.DataFrame] = {}
+    _claims: dict[str, pd.DataFrame] = field(default_factory=dict, init=False)   # rows that this page wrote, by claim
 
     @property
     def folder(self) -> Path:
@@ -219,34 +213,23 @@ def open_page(name: str, *, profile: str, train: bool = True, cells: Sequence[st
 # --- tables as people read them -------------------------------------------------------------------------------------
 
 
-def _digits(column: str) -> int:
-    """Decimals a quantity is shown with, from its name."""
-    return next((digits for word, digits in DIGITS if word in column.lower()), 3)
-
-
 def _text(value, column: str) -> str:
-    if isinstance(value, str):
-        return value
     if pd.isna(value):
         return "–"
-    if isinstance(value, (bool, np.bool_, int, np.integer)):
-        return str(value)
-    return f"{value:.{_digits(column)}f}"
+    digits = next(digits for part, digits in DIGITS.items() if part in column.lower())
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 
 
 def readable(frame: pd.DataFrame) -> pd.DataFrame:
-    """A frame of records as text: `x_paper`, `x_ours`, `x_sd` become twin columns "x paper" | "x ours" (± sd)."""
-    shown = pd.DataFrame(index=frame.index)
-    for column in frame.columns.difference(DETAILS, sort=False):
-        if column.endswith("_sd") and f"{column[:-3]}_ours" in frame:
-            continue
-        text = [_text(value, column) for value in frame[column]]
-        spread = f"{column[:-5]}_sd"
-        if column.endswith("_ours") and spread in frame:
-            text = [t if pd.isna(sd) else f"{t} ± {_text(sd, spread)}"
-                    for t, sd in zip(text, frame[spread], strict=True)]
-        shown[re.sub(r"_(paper|ours)$", r" \1", column).replace("_", " ")] = text
-    return shown
+    """A frame of records as text: `x_ours` and `x_sd` become one column "x ours" (± sd). The standard errors of
+    contrasts and their degrees of freedom are left out."""
+    shown = {column: [_text(value, column) for value in frame[column]] for column in frame
+             if not re.search("_error_db$|_freedom$", column)}
+    for column in [column for column in shown if column.endswith("_ours")]:
+        spread = shown.pop(f"{column.removesuffix('ours')}sd", [])
+        shown[column] = [f"{text} ± {sd}".removesuffix(" ± –")
+                         for text, sd in zip(shown[column], spread or ["–"] * len(frame), strict=True)]
+    return pd.DataFrame(shown, frame.index).rename(columns=lambda column: column.replace("_", " "))
 
 
 def differences(rows: pd.DataFrame) -> pd.DataFrame:
