@@ -27,47 +27,35 @@ EVIDENCE = tuple(profile for profile in reversed(PROFILES.values()) if profile.e
 DIGITS = {"ssim": 4, "psnr": 2, "db": 3, "_k_": 1, "_g_": 1, "": 3}   # decimals shown, by a part of the column's name
 
 
-# --- parameters -----------------------------------------------------------------------------------------------------
-
-
 def check_parameters(cells: Sequence[str]) -> dict[str, object]:
-    """The values that papermill gives the notebook's parameters, by name, as they are meant.
+    """The values that papermill gives the notebook's parameters, by name, each of the type of the notebook's own.
 
     `cells`: IPython's `In`. papermill injects a cell that starts with "# Parameters" after the notebook's own, the
-    first. Raises ValueError for a name that the notebook does not define (papermill itself only warns), and for a value
-    of another type than the notebook's own, such as the text "false" for True.
+    first. Values with one meaning are converted: 1e2 for a whole number is 100, one text for a list is a list of it,
+    and a dictionary's keys "2" are 2. Raises ValueError for any other type, such as the text "false" for True, and for
+    a name that the notebook does not define (papermill itself only warns).
     """
     def assigned(source):
         return {target.id: ast.literal_eval(node.value) for node in ast.parse(source).body
                 if isinstance(node, ast.Assign) for target in node.targets}
 
-    injected = [cell for cell in cells if cell.startswith("# Parameters")]
-    if not injected:
-        return {}
-    own, given = assigned(next(cell for cell in cells if cell.strip())), assigned("\n".join(injected))
+    given = assigned("\n".join(cell for cell in cells if cell.startswith("# Parameters")))
+    own = assigned(next(cell for cell in cells if cell.strip())) if given else {}
     if unknown := given.keys() - own.keys():
         raise ValueError(f"unknown parameter {', '.join(sorted(unknown))}; "
                          f"this notebook takes {', '.join(sorted(own))}")
-    return {name: _as_meant(name, value, own[name]) for name, value in given.items()}
-
-
-def _as_meant(name: str, value: object, own: object) -> object:
-    """A parameter's value as one of the type of the notebook's own, where there is one meaning: 1e2 for a whole number
-    is 100, one text for a list is a list of it, and a dictionary's keys "2" are 2. Else ValueError."""
-    types = type(value), type(own)
-    if types == (dict, dict):
-        return {int(key) if str(key).isdecimal() else key: item for key, item in value.items()}
-    if types == (str, list):
-        return [value]
-    if types == (int, float) or types == (float, int) and value.is_integer():
-        return type(own)(value)
-    if types[0] is not types[1]:
-        raise ValueError(f"parameter {name} = {value!r} is of type {types[0].__name__}; this notebook takes "
-                         f"{types[1].__name__}, such as {own!r}")
-    return value
-
-
-# --- pages ----------------------------------------------------------------------------------------------------------
+    for name, value in given.items():
+        found, wanted = type(value), type(own[name])
+        if found is wanted is dict:
+            given[name] = {int(key) if str(key).isdecimal() else key: item for key, item in value.items()}
+        elif found is str and wanted is list:
+            given[name] = [value]
+        elif {found, wanted} == {int, float} and value == wanted(value):
+            given[name] = wanted(value)
+        elif found is not wanted:
+            raise ValueError(f"parameter {name} = {value!r} is of type {found.__name__}; this notebook takes "
+                             f"{wanted.__name__}, such as {own[name]!r}")
+    return given
 
 
 def style() -> None:
@@ -105,7 +93,9 @@ class Page:
     recorded: bool = False
     anew: bool = True
     given: dict[str, object] = field(default_factory=dict)
-    _claims: dict[str, pd.DataFrame] = field(default_factory=dict, init=False)   # rows that this page wrote, by claim
+
+    def __post_init__(self):
+        self._claims: dict[str, pd.DataFrame] = {}   # the rows that this page wrote
 
     @property
     def folder(self) -> Path:
@@ -208,9 +198,6 @@ def open_page(name: str, *, profile: str, train: bool = True, cells: Sequence[st
     if profile == "recorded":
         return Page(name, recorded_profile(name), recorded=True, anew=False, given=given)
     return Page(name, config.get_profile(profile), anew=train, given=given)
-
-
-# --- tables as people read them -------------------------------------------------------------------------------------
 
 
 def _text(value, column: str) -> str:

@@ -25,9 +25,6 @@ OTHER_ATTENTION = {"frozen": "IKM, frozen at test", "swapped": "IKM, swapped at 
 FROZEN_BATCHES = 32   # of the run's own training batches, over which attention is averaged
 
 
-# --- attention that is not the image's own --------------------------------------------------------------------------
-
-
 def attention_of(model: SRNetwork, act: Callable[..., object], *args) -> dict[IKMConv2d, Tensor]:
     """The attention of each layer during act(*args), mean over images; layers whose attention is one number are left
     out."""
@@ -70,9 +67,6 @@ def other_attention(model: SRNetwork, frozen: Mapping[IKMConv2d, Tensor], images
                 values.append(psnr_y(super_resolve(model, lr), hr, shave=scale))
         rows.append((name, *values))
     return pd.DataFrame(rows, columns=["image", *OTHER_ATTENTION])
-
-
-# --- the step -------------------------------------------------------------------------------------------------------
 
 
 def tested_otherwise(run: Run) -> bool:
