@@ -19,7 +19,7 @@ from ikmlib.files import locked, read_csv, reading, write_bytes, write_csv
 from ikmlib.study import experiments, training
 from ikmlib.study.comparisons import JUDGED
 from ikmlib.study.records import runs_in_words
-from ikmlib.study.stats import UNTESTED, VERDICTS
+from ikmlib.study.stats import UNTESTED, VERDICTS, Difference
 
 # Columns of claims.csv; those of JUDGED are empty where a claim rests on no comparison
 CLAIMS = ["claim", *JUDGED, "verdict", "paper_words", "ours_words", "notebook", "because"]
@@ -223,12 +223,10 @@ def differences(rows: pd.DataFrame) -> pd.DataFrame:
     """Comparisons with columns as JUDGED as people read them: ours, with its intervals and unit, in one text."""
     told = []
     for row in rows.itertuples():
-        pooled, own = "–", "–"
-        if pd.notna(row.ours):
-            pooled = f"{row.ours:+.3f} [{row.low:+.3f}, {row.high:+.3f}] {row.unit}"
-            own = f"[{row.own_low:+.3f}, {row.own_high:+.3f}]"
+        pooled = Difference(row.ours, row.low, row.high, unit=row.unit, runs="–")
+        own = f"[{row.own_low:+.3f}, {row.own_high:+.3f}]" if pooled.known else "–"
         paper = "–" if pd.isna(row.paper) else f"{row.paper:+.2f}"
-        told.append((row.comparison, paper, pooled, own, row.detectable, row.outcome, row.runs))
+        told.append((row.comparison, paper, str(pooled), own, row.detectable, row.outcome, row.runs))
     return pd.DataFrame(told, columns=["comparison", "paper", "ours, 95 % interval", "interval of its own",
                                        "minimum detectable effect", "outcome", "runs"])
 

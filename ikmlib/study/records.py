@@ -1,9 +1,9 @@
 """Runs: what one training is, how it is trained and scored once, and the records it leaves.
 
-A run is the unit of evidence. Its spec says what was trained; its id is a readable slug and a hash of the spec; its
-folder `results/<profile>/runs/<id>/` holds `run.json` (spec, provenance; written last: its presence means finished),
-`scores.csv` (a row an image), `curve.csv`; or `diverged.json`; and, not committed, `weights.pt` or an unfinished run's
-`checkpoint.pt`. A run is trained once and serves every table that needs it.
+A run is the unit of evidence: it is trained once and serves every table that needs it. Its folder
+`results/<profile>/runs/<id>/` holds `run.json` (spec and provenance; written last, so that it means finished),
+`scores.csv` (a row an image) and `curve.csv`, or `diverged.json`. `weights.pt` and the `checkpoint.pt` of an unfinished
+run are not committed.
 """
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ class Run:
 
     @property
     def digest(self) -> str:
-        """Eight hex digits, a hash of the spec: what identifies a run. Defaults of an architecture and of LATER are
-        left out of it, so that an option added later, whose default changes nothing, leaves it alone."""
+        """Eight hex digits: a hash of the spec, which identifies the run. Fields of the architecture and of LATER that
+        have their default are left out, so that an option that is added later changes no older digest."""
         spec, plain = self.spec, json.loads(json.dumps(asdict(Architecture())))
         spec["arch"] = {name: value for name, value in spec["arch"].items() if value != plain[name]}
         for name in LATER:
@@ -211,9 +211,9 @@ def device_name(device: torch.device) -> str:
 
 @cache
 def here(device: torch.device) -> dict[str, str]:
-    """On what this process trains: commit, machine, the CPU's instruction set, versions, precision. Taken once, when it
-    first trains: what is committed or installed later is not what it runs."""
-    backends = torch.backends   # of the three settings the narrowest that says something counts
+    """What this process trains on: commit, machine, the CPU's instruction set, versions, precision. It is read once,
+    at the first training, because later commits and installations do not change what this process runs."""
+    backends = torch.backends   # the narrowest of the three settings that is set decides
     settings = (backends.cudnn.conv.fp32_precision, backends.cudnn.fp32_precision, backends.fp32_precision)
     tf32 = (device.type == "cuda" and next((s for s in settings if s != "none"), "ieee") == "tf32"
             and torch.cuda.get_device_capability(device) >= (8, 0))
@@ -229,7 +229,8 @@ def provenance(run: Run, trainer: Trainer, left_out: tuple[str, ...]) -> dict:
     (_, first), *later = trainer.progress.stretches
     seconds, (params, multi_adds) = trainer.progress.seconds, run.cost
     return {
-        "id": run.id, "profile": run.profile, "spec": run.spec, **first, "continued": [{"update": update, **where} for update, where in later],
+        "id": run.id, "profile": run.profile, "spec": run.spec, **first,
+        "continued": [{"update": update, **where} for update, where in later],
         "finished_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "train_seconds": round(seconds, 1),
         "updates_per_second": round(trainer.progress.update / max(seconds, 1e-9), 3),
         "params": params, "multi_adds": multi_adds,
@@ -262,8 +263,9 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def train(run: Run, *, deadline: float = math.inf, show: bool = True, device: torch.device | None = None) -> bool:
-    """Train and score one run, or continue it; True if it is finished, False if time ran out or another process has it.
+def train(run: Run, *, deadline: float = math.inf, show: bool = True) -> bool:
+    """Train and score one run, or continue it, on the default device; True if it is finished, False if time ran out or
+    another process has it.
 
     A run that diverges leaves `diverged.json` in place of `run.json`. Raises TrainingDiverged, UnreadableCheckpoint,
     FileNotFoundError (training images), ValueError (a damaged record).
@@ -275,7 +277,7 @@ def train(run: Run, *, deadline: float = math.inf, show: bool = True, device: to
             raise TrainingDiverged(files.read_json(run.folder / "diverged.json", "error")["error"])
         for left in run.folder.glob(".*.[0-9]*"):   # by a process that was killed while it wrote
             left.unlink()
-        device = device or default_device()
+        device = default_device()
         sampler, validation, left_out = training_data(run.data, run.scale, run.patch, str(device))
         keep_memory()
         checkpoint, images = run.folder / "checkpoint.pt", list(pairs(validation, run.scale))

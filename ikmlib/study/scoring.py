@@ -1,5 +1,5 @@
-"""Scoring as a step of its own: what a finished run has not been scored on yet is measured whenever its weights are at
-hand. That may be a test set that was installed later, or the same sets with attention that is not the image's own."""
+"""Scoring as a step of its own. Where the weights of a finished run are on this machine, `score` measures what its
+record lacks: test sets that were installed later, and PSNR with attention that is not the image's own."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -78,10 +78,9 @@ def tested_otherwise(run: Run) -> bool:
 def score(run: Run) -> None:
     """Score a finished run on what its record does not list yet, test set by test set, if its weights are at hand.
 
-    `scores_<set>.csv` holds the scores of a test set of its profile that was installed after the training,
-    `controls_<set>.csv` (set, image, frozen, swapped) those of `other_attention`, where it is `tested_otherwise`. A set
-    is listed in `run.json`, with a digest of its images, once its file is complete: a step that was cut off is done
-    again.
+    `scores_<set>.csv` holds the scores of a test set that was installed after the training. `controls_<set>.csv` (set,
+    image, frozen, swapped) holds those of `other_attention`, if the run is `tested_otherwise`. `run.json` lists a file,
+    with a digest of the set's images, once it is complete, so that a step that was cut off is done again.
     """
     profile = PROFILES[run.profile]
     with files.locked(run.folder / ".lock", wait=False) as mine:
@@ -94,7 +93,7 @@ def score(run: Run) -> None:
         if model is None:
             return
         keep_memory()
-        frozen = training_mean(model, run) if ("controls", todo[-1][1]) in todo else {}
+        frozen = training_mean(model, run) if todo[-1][0] == "controls" else {}
         for kind, name in tqdm(todo, f"{run.id}: scoring", leave=False, delay=2):
             images = records.scored_pairs(profile, run.scale)[name]
             table = (records.scores_of(model, images, run.scale) if kind == "scores" else

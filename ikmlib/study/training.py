@@ -1,4 +1,4 @@
-"""Training what the plan declares, in its order, by one process or several that share it; and how far it is."""
+"""Trains what the plan declares, in its order, in one process or in several that share the work; says what is left."""
 from __future__ import annotations
 
 import math
