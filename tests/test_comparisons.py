@@ -122,7 +122,8 @@ def test_ablations_show_the_n_that_was_trained_and_count_costs_at_the_papers_siz
 def test_sets_that_no_run_scored_are_empty_and_others_are_shown(results):
     fake(LONG, "table1", sets=("embedded-test",))
     ours = comparisons.summary(LONG, "table1", ["Set5", "Urban100"])
-    assert ours.Set5_psnr_ours.isna().all() and ours["embedded-test_psnr_ours"].notna().all()
+    assert ours.Set5_psnr_ours.isna().all()
+    assert list(ours["embedded-test_psnr_ours"].notna()) == [True, False, False]   # x2 alone is declared
 
 
 def test_rivals_have_their_own_costs_and_c9_says_that_the_budget_is_the_same(results, executed):
@@ -210,7 +211,7 @@ def test_nothing_trained_is_not_tested_and_draws(results, executed, number):
     page = executed(number, "cpu")
     assert {v["verdict"] for v in page.verdicts.values() if not v.get("any_profile")} == {stats.UNTESTED}
     for name, table in page.tables.items():
-        if "runs" in table and "contrast" in table and number != "03":
+        if "runs" in table and "contrast" in table and number not in ("03", "09"):   # cpu declares not all of them
             assert table.gain_db_ours.isna().all() and not table.runs.eq("not planned").any(), name
 
 
@@ -282,17 +283,16 @@ def test_verdicts_on_the_controls_follow_the_scores(results, executed, bonus, ow
     assert waiting["E1, own attention, U-HDB"]["verdict"] == own
 
 
-def test_a_plan_knows_its_factors_and_how_much_is_finished(results):
+def test_a_plan_knows_how_much_is_finished(results):
     plan = planned(CPU, "fig10")
-    assert records.factors(plan) == ["rule", "batch", "budget"]
     finish(plan.run.iloc[0], {("Set5", "a"): 30.0})
     (plan.run.iloc[1].folder).mkdir(parents=True)
     (plan.run.iloc[1].folder / "diverged.json").write_text(json.dumps({}))
-    assert records.runs_in_words(plan.run) == "1 of 33 runs, 1 diverged"
+    assert records.runs_in_words(plan.run) == "1 of 21 runs, 1 diverged"
     scores = records.scores(plan)
     assert list(scores.columns) == ["rule", "batch", "budget", "seed", "run", "state", *SCORES]
     assert len(scores) == len(plan) and scores.psnr_y.notna().sum() == 1   # a row a declared run, with scores or not
-    assert scores.state.value_counts().to_dict() == {"missing": 31, "diverged": 1, "finished": 1}
+    assert scores.state.value_counts().to_dict() == {"missing": 19, "diverged": 1, "finished": 1}
     first, second = (tuple(plan.iloc[i][["rule", "batch", "budget"]]) for i in (0, 3))
     waiting = comparisons.compare(scores, {"d": comparisons.minus(first, second)})["d"]
     assert not waiting.known and waiting.runs == "1 of 6 runs, 1 diverged"

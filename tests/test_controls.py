@@ -100,7 +100,7 @@ def test_scoring_that_was_cut_off_is_done_again(results, monkeypatch):
         scoring.score(tiny())
     monkeypatch.undo()
     monkeypatch.setenv("IKM_RESULTS", str(results))
-    with pytest.raises(ValueError, match="changed after the run"):
+    with pytest.raises(ValueError, match="not the files that it lists: controls_embedded-test.csv"):
         records.check(tiny().folder / "run.json")
     monkeypatch.setattr(scoring, "tested_otherwise", lambda run: True)
     scoring.score(tiny())

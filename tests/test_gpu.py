@@ -154,7 +154,7 @@ def test_a_checkpoint_goes_from_gpu_to_cpu_and_back(tmp_path):
 
 def test_a_run_trained_and_scored_on_the_gpu_scores_the_same_on_the_cpu(results):
     run = tiny(updates=20)
-    assert records.train(run, show=False, device=torch.device("cuda"))
+    assert records.train(run, show=False)
     model = run.build()
     model.load_state_dict(torch.load(run.folder / "weights.pt", weights_only=True, map_location="cpu")["model"])
     of_gpu = run.scores().set_index("image")

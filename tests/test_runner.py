@@ -63,7 +63,7 @@ def test_selection_by_number_and_name(notebooks):
         names("04", "05")
 
 
-def test_several_at_once_one_fails_one_dies_and_those_that_read_them_come_last(notebooks, results, monkeypatch, capsys):
+def test_several_at_once_one_fails_one_dies_and_those_that_read_them_come_last(notebooks, results, monkeypatch, capfd):
     """Each gets the parameters that it has and this very Python and library, whatever kernels are installed."""
     kernel = notebooks.parent / "kernels" / "ikm" / "kernel.json"
     kernel.parent.mkdir(parents=True)
@@ -79,7 +79,7 @@ def test_several_at_once_one_fails_one_dies_and_those_that_read_them_come_last(n
     make(notebooks, "13_cost", see)
     make(notebooks, "99_report", see)
     assert runner.run_notebooks(SMOKE, train=False) == 1
-    shown = capsys.readouterr().out
+    shown = capfd.readouterr().out
     for line in (r"01_bad FAILED after \d+ s: LookupError: no value 3", r"04_free ok after \d+ s",
                  r"02_dies FAILED after \d+ s: DeadKernelError: Kernel died"):
         assert re.search(line, shown), shown
@@ -111,9 +111,10 @@ def test_links_of_a_copy_lead_where_the_notebooks_links_lead(notebooks, results)
 
 def test_copies_name_folders(monkeypatch, tmp_path):
     monkeypatch.setenv("IKM_DATA", str(tmp_path / "data"))
-    png = {"image/png": f"{runner.ROOT}/", "n": 1}   # data that only looks like a path
-    told = [{"text": f"{tmp_path}/data/Set5 {runner.ROOT}/a.py, in {tmp_path}/data."} | png]
-    assert runner.portable(told) == [{"text": "$IKM_DATA/Set5 ./a.py, in $IKM_DATA."} | png]
+    told = f"{tmp_path}/data/Set5 {runner.ROOT}/a.py\\n{runner.ROOT}/b.py, in {tmp_path}/data."
+    assert runner.portable(told) == "$IKM_DATA/Set5 ./a.py\\n./b.py, in $IKM_DATA."
+    in_base64 = f"iVBO+{runner.ROOT}/4a {runner.ROOT}+xz/"
+    assert runner.portable(in_base64) == in_base64
     assert runner.portable(f"{tmp_path}/data2 /x{runner.ROOT}") == f"{tmp_path}/data2 /x{runner.ROOT}"
     monkeypatch.setenv("HOME", "/")
     assert runner.portable("/etc/hosts") == "/etc/hosts"

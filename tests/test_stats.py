@@ -130,7 +130,8 @@ def test_a_difference_of_the_detectable_size_holds_in_four_of_five_repetitions()
 
 
 def d(low, high, seeds=3):
-    return Difference((low + high) / 2, low, high, seeds, 100)
+    error = (high - low) / 2 / stats.student.isf(0.025, 1000)
+    return Difference((low + high) / 2, low, high, seeds, 100, errors=((error, 1000),))
 
 
 @pytest.mark.parametrize(("low", "high", "better", "as_good"), [

@@ -1,7 +1,7 @@
-"""From finished runs' records to tables, comparisons, figures and the words of a verdict.
+"""From finished runs' records to tables, comparisons, figures and claims.
 
-Every artefact is told the same way. `summary` prints its networks beside the paper's numbers; `compare` answers its
-questions, each a weighted sum of paired scores with an interval; `claim` says what the verdict rule makes of them.
+`summary` puts the networks of an artefact beside the paper's numbers. `compare` answers its questions, each a weighted
+sum of paired scores with an interval. `claim` applies the verdict rule to the answers.
 """
 from __future__ import annotations
 
@@ -17,17 +17,8 @@ from ikmlib import config
 from ikmlib.config import PROFILES, Profile
 from ikmlib.study import records
 from ikmlib.study.experiments import PARTS, complete, planned
-from ikmlib.study.records import runs_in_words
-from ikmlib.study.stats import (
-    MIN_SEEDS,
-    SMALLEST,
-    UNTESTED,
-    Difference,
-    judge,
-    outcomes,
-    paired,
-    residual_deviation,
-)
+from ikmlib.study.records import runs_in_words, states_in_words
+from ikmlib.study.stats import MIN_SEEDS, SMALLEST, UNTESTED, Difference, judge, outcomes, paired, residual_deviation
 
 Found = Mapping[str, Difference]   # a question's name -> its answer
 
@@ -42,8 +33,7 @@ def paper(name: str, *index: str) -> pd.DataFrame:
 
 
 def common_seeds(scores: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
-    """Only the seeds that every cell has, so that no row is the mean of other seeds than its neighbour. `names`: of the
-    factors."""
+    """Only the seeds that every cell has, so that all means are over the same seeds. `names`: of the factors."""
     seeds = [set(rows.seed) for _, rows in scores.groupby(list(names))]
     return scores[scores.seed.isin(set.intersection(*seeds))] if seeds else scores
 
@@ -58,40 +48,34 @@ def summary(profile: Profile, part: str, sets: Sequence[str], published: pd.Data
     finished.
     """
     names, plan, cells = list(PARTS[part].factors), planned(profile, part), PARTS[part].cells(profile)
-    counted, order = cells, list(cells)
-    if published is not None:
-        counted = PARTS[part].cells(PROFILES["paper"])
-        order = list(dict.fromkeys([cell for cell in map(_cell, published.index) if cell in cells] + order))
+    published = pd.DataFrame() if published is None else published
+    printed = {_cell(name): row for name, row in published.to_dict("index").items() if _cell(name) in cells}
+    counted = PARTS[part].cells(PROFILES["paper"]) if len(published) else cells
     ours = common_seeds(records.scores(complete(plan)), names)
-    scored = list(ours["set"].unique())
-    shown = [*sets] if set(scored) & set(sets) else [*sets, *scored]
-    of_cell, runs_of = dict(list(ours.groupby(names))), dict(list(plan.groupby(names).run))
+    scored = ours["set"].unique()
+    shown = sets if set(scored) & set(sets) else [*sets, *scored]
     rows = []
-    for cell in order:
-        mine = of_cell.get(cell, ours.iloc[:0])
+    for cell in printed | cells:   # the paper's order, then ours
+        mine = ours[(ours[names] == list(cell)).all(axis=1)]
         params, multi_adds = counted[cell].cost
-        values = {"params_k": (params / 1e3, None), "flops_g": (multi_adds / 1e9, None)}   # ours, deviation over seeds
+        values = {"params_k": {"ours": params / 1e3}, "flops_g": {"ours": multi_adds / 1e9}}
         for name in shown:
             means = mine[mine["set"] == name].groupby("seed")[["psnr_y", "ssim_y"]].mean()
             for metric in ("psnr", "ssim"):
-                values[f"{name}_{metric}"] = means[f"{metric}_y"].mean(), means[f"{metric}_y"].std()
+                values[f"{name}_{metric}"] = {"ours": means[f"{metric}_y"].mean(), "sd": means[f"{metric}_y"].std()}
         row = dict(zip(names, cell, strict=True)) | {"N_trained": "" if cells[cell].peer else cells[cell].arch.blocks}
-        for quantity, (value, spread) in values.items():
-            if published is not None and quantity in published:
-                row[f"{quantity}_paper"] = _of_paper(published[quantity], cell)
-            row |= {f"{quantity}_ours": value} | ({} if spread is None else {f"{quantity}_sd": spread})
-        rows.append(row | {"seeds": mine.seed.nunique(), "runs": runs_in_words(runs_of.get(cell, ()))})
+        for quantity, found in values.items():
+            if quantity in published:
+                row[f"{quantity}_paper"] = printed.get(cell, {}).get(quantity, math.nan)
+            row |= {f"{quantity}_{kind}": value for kind, value in found.items()}
+        runs = plan.run[(plan[names] == list(cell)).all(axis=1)]
+        rows.append(row | {"seeds": mine.seed.nunique(), "runs": runs_in_words(runs)})
     return pd.DataFrame(rows)
 
 
 def _cell(name) -> tuple:
     """A cell as a tuple, also where it has one factor: "V1" -> ("V1",)."""
     return name if isinstance(name, tuple) else (name,)
-
-
-def _of_paper(published: pd.Series | None, cell: tuple) -> float:
-    """What the paper prints for a cell, NaN where it prints nothing."""
-    return float("nan") if published is None else published.get(cell if len(cell) > 1 else cell[0], float("nan"))
 
 
 def rounding_cost(psnr: float) -> float:
@@ -120,26 +104,25 @@ def compare(scores: pd.DataFrame, questions: Mapping[str, Mapping], published: p
     several families, or of none (NaN), uses the standard deviation of its own differences.
     """
     names = list(scores.columns[:scores.columns.get_loc("seed")])
+    printed = {} if published is None else {_cell(cell): value for cell, value in published.items()}
     cells = {_cell(cell): rows for cell, rows in scores.groupby(names, sort=False)}
-    if set(sets) & set(scores["set"]):
-        scores = scores[scores["set"].isin(sets)]
-    finished = scores.dropna(subset=["psnr_y"])
-    psnr = {_cell(cell): rows.pivot(index=["set", "image"], columns="seed", values="psnr_y")
-            for cell, rows in finished.groupby(names, sort=False)}
+    chosen = scores[scores["set"].isin(sets)] if set(sets) & set(scores["set"]) else scores
+    psnr = {_cell(cell): rows.pivot(index=["set", "image"], columns="seed", values="psnr_y")   # images x seeds
+            for cell, rows in chosen.dropna(subset=["psnr_y"]).groupby(names, sort=False)}
     families = {cell: rows[family].iloc[0] if family else "all" for cell, rows in cells.items()}
     members = {}
-    for cell, rows in cells.items():
-        if cell in psnr and (rows.state == "finished").all():
+    for cell in psnr:
+        if (cells[cell].state == "finished").all():
             members.setdefault(families[cell], []).append(psnr[cell].mean())
     pooled = {name: residual_deviation(pd.DataFrame(means)) for name, means in members.items() if pd.notna(name)}
-
-    def answer(weights: Mapping) -> Difference:
+    found = {}
+    for question, weights in questions.items():
         weights = {_cell(cell): weight for cell, weight in weights.items()}
         name, *others = {families.get(cell) for cell in weights}
-        return replace(_difference(weights, cells, psnr, None if others else pooled.get(name)),
-                       paper=sum(weight * _of_paper(published, cell) for cell, weight in weights.items()))
-
-    return {name: answer(weights) for name, weights in questions.items()}
+        answer = _difference(weights, cells, psnr, None if others else pooled.get(name))
+        paper = sum(weight * printed.get(cell, math.nan) for cell, weight in weights.items())
+        found[question] = replace(answer, paper=paper)
+    return found
 
 
 def _difference(weights: Mapping[tuple, float], cells: Mapping[tuple, pd.DataFrame], psnr: Mapping[tuple, pd.DataFrame],
@@ -150,25 +133,17 @@ def _difference(weights: Mapping[tuple, float], cells: Mapping[tuple, pd.DataFra
     declared = [cells.get(cell, nothing)[[*nothing]] for cell in weights]
     seeds = sorted(set.intersection(*(set(rows.seed) for rows in declared)))
     needed = pd.concat([rows[rows.seed.isin(seeds)] for rows in declared])
-    waiting = Difference(runs=_states_in_words(needed))
-    if not seeds or set(needed.state) != {"finished"} or not set(weights) <= set(psnr):
+    # "missing" is the largest word: a run that is tested in two ways is finished when both are
+    waiting = Difference(runs=states_in_words(needed.groupby("run").state.max()))
+    if set(needed.state) != {"finished"} or not set(weights) <= set(psnr):
         return waiting
-    table = sum(weight * psnr[cell][seeds] for cell, weight in weights.items()).dropna()   # images x seeds
+    table = sum(weight * psnr[cell][seeds] for cell, weight in weights.items()).dropna()
     if table.empty:   # scored on different images
         return waiting
     if deviation is not None:
         norm = np.sqrt(sum(weight ** 2 for weight in weights.values()) / len(seeds))
         deviation = deviation[0] * norm, deviation[1]
     return replace(paired(table.to_numpy(dtype=float).T, deviation), runs=waiting.runs)
-
-
-def _states_in_words(rows: pd.DataFrame) -> str:
-    """How many of the runs that these scores are of are finished: "3 of 5 runs, 1 diverged"."""
-    if rows.empty:
-        return "not planned"
-    states = rows.groupby("run").state.agg(set)   # a run that is tested in two ways is finished when both are
-    done, diverged = (states == {"finished"}).sum(), states.map(lambda found: "diverged" in found).sum()
-    return f"{done} of {len(states)} runs" + f", {diverged} diverged" * bool(diverged)
 
 
 def table(found: Found) -> pd.DataFrame:
@@ -197,12 +172,11 @@ def claim(found: Found, profile: Profile, *, paper: str, holds: str, margin: flo
     """Keyword arguments of `Page.verdict` for a claim that all of `found` are better, or at least as good within
     `margin` (see `stats.outcomes`), with a row a comparison as in JUDGED. While one waits for runs, none is judged.
 
-    If all hold by their own intervals, the claim holds and nothing is corrected: each of them had to. Otherwise
-    `correct` decides what single ones of them say. `among`: the comparisons that one of them is corrected for, also if
-    it holds.
+    If all hold without a correction, the claim holds: each of them had to. Otherwise `correct` (`stats.holm`) decides
+    the single outcomes. `among`: all comparisons that `correct` counts; then it is always applied.
     """
     judged = among or found
-    fewest = min(d.seeds for d in judged.values()) if all(d.known for d in judged.values()) else 0
+    fewest = min(d.seeds for d in judged.values())   # 0 where one is not known
     enough, said = profile.evidence and fewest >= MIN_SEEDS, dict.fromkeys(found, "waits")
     if enough:
         differences = list(judged.values())
@@ -221,12 +195,11 @@ def _ours_in_words(found: Found, said: Mapping[str, str]) -> str:
     """The comparisons of a claim in one line."""
     if len(found) == 1:
         return str(*found.values())
-    known = sorted((d for d in found.values() if d.known), key=lambda d: d.mean)
     if "waits" in said.values():
-        return f"{sum(d.seeds >= MIN_SEEDS for d in known)} of {len(found)} comparisons are complete"
-    verbs = {"holds": "hold", "fails": "fail"}   # of several
-    counts = ", ".join(f"{n} {verbs.get(outcome, outcome)}" for outcome, n in Counter(said.values()).items())
-    return f"of {len(found)} comparisons {counts}; from {known[0].mean:+.3f} to {known[-1].mean:+.3f} {known[0].unit}"
+        return f"{sum(d.seeds >= MIN_SEEDS for d in found.values())} of {len(found)} comparisons are complete"
+    counts = ", ".join(f"{n} {outcome.removesuffix('s')}" for outcome, n in Counter(said.values()).items())
+    means, unit = [d.mean for d in found.values()], [*found.values()][0].unit
+    return f"of {len(found)} comparisons {counts}; from {min(means):+.3f} to {max(means):+.3f} {unit}"
 
 
 # --- figures --------------------------------------------------------------------------------------------------------

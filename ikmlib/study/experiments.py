@@ -13,7 +13,7 @@ import pandas as pd
 
 from ikmlib.config import PROFILES, Profile
 from ikmlib.models import ARCHITECTURES, Architecture
-from ikmlib.study.records import Run, factors
+from ikmlib.study.records import Run
 
 Cells = dict[tuple, Run]
 
@@ -158,13 +158,14 @@ def fig8(profile: Profile) -> Cells:
 
 def table1(profile: Profile) -> Cells:
     """U-HDN with IKM at every scale, each from its own random initialisation."""
-    return {(scale,): _final(profile, Run.of(profile, UHDN, 0, scale)) for scale in (2, 4, 3)}
+    updates = profile.final_updates or profile.updates   # the paper trains its final models longer than its ablations
+    return {(scale,): replace(Run.of(profile, UHDN, 0, scale), updates=updates) for scale in (2, 4, 3)}
 
 
 def table2(profile: Profile) -> Cells:
     """The large network beside the lightweight one, x2."""
-    networks = {("U-HDN+IKM",): UHDN, ("U-HDNL+IKM",): ARCHITECTURES["uhdn_l"]}
-    return {cell: _final(profile, run) for cell, run in _at_budget(profile, networks).items()}
+    small = table1(profile)[2,]
+    return {("U-HDN+IKM",): small, ("U-HDNL+IKM",): replace(small, arch=ARCHITECTURES["uhdn_l"])}
 
 
 RIVALS = ("SRCNN", "LapSRN", "IDN", "CARN", "IMDN")   # half of Table I's methods, from the oldest to a strong one
@@ -179,11 +180,6 @@ def same_budget(profile: Profile) -> Cells:
     """Rivals of Table I and its U-HDN (N = 4 at every profile) without and with IKM, all trained alike, x2."""
     return {(name,): rival(profile, name.lower()) for name in RIVALS} | _at_budget(
         profile, {("U-HDN",): replace(UHDN, attention="none"), ("U-HDN+IKM",): UHDN})
-
-
-def _final(profile: Profile, run: Run) -> Run:
-    """A run of the final models of Tables I and II, which the paper trains longer than its ablations."""
-    return replace(run, updates=profile.final_updates or profile.updates)
 
 
 def whole(profile: Profile) -> Cells:
@@ -247,10 +243,9 @@ class Row:
 
     def cells(self) -> Cells:
         """The part's cells that this row is about."""
-        part = PARTS[self.part]
-        where = {part.factors.index(name): values for name, values in self.only.items()}
-        return {cell: run for cell, run in part.cells(PROFILES[self.profile]).items()
-                if all(cell[i] in values for i, values in where.items())}
+        factors, cells = PARTS[self.part].factors, PARTS[self.part].cells(PROFILES[self.profile])
+        return {cell: run for cell, run in cells.items()
+                if all(cell[factors.index(name)] in values for name, values in self.only.items())}
 
     def runs(self, seed: int) -> list[Run]:
         """The row's runs of one seed; none if the seed is not the row's."""
@@ -285,19 +280,16 @@ PLAN = (
 
 
 def planned(profile: Profile, part: str) -> pd.DataFrame:
-    """The declared runs of a part at a profile, a row each: the part's factors, seed, run."""
-    names, declared = PARTS[part].factors, {}
-    for row in PLAN:
-        if (row.profile, row.part) == (profile.name, part):
-            for cell, run in row.cells().items():
-                declared |= {(cell, seed): replace(run, seed=seed) for seed in row.seeds}
-    order = list(PARTS[part].cells(profile))   # cells as the part orders them, whatever the plan's order
-    at = sorted(declared, key=lambda cell_and_seed: order.index(cell_and_seed[0]))
-    plan = pd.DataFrame([(*cell, seed) for cell, seed in at], columns=[*names, "seed"])
-    return plan.assign(run=[declared[key] for key in at])
+    """The declared runs of a part at a profile, a row each: the part's factors, seed, run; cells as the part orders
+    them."""
+    rows = [(row.cells(), row.seeds) for row in PLAN if (row.profile, row.part) == (profile.name, part)]
+    runs = {(*cell, seed): replace(run, seed=seed) for cell, run in PARTS[part].cells(profile).items()
+            for cells, seeds in rows if cell in cells for seed in seeds}
+    return pd.DataFrame([(*at, run) for at, run in runs.items()], columns=[*PARTS[part].factors, "seed", "run"])
 
 
 def complete(plan: pd.DataFrame) -> pd.DataFrame:
     """The rows of a plan whose cells have all their declared runs finished."""
     finished = plan.run.map(lambda run: run.finished).astype(bool)
-    return plan[finished.groupby([plan[name] for name in factors(plan)], sort=False).transform("all")]
+    factors = plan.columns.drop(["seed", "run"])
+    return plan[finished.groupby([plan[name] for name in factors], sort=False).transform("all")]

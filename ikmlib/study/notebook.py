@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from ikmlib import config
@@ -20,58 +19,43 @@ from ikmlib.files import locked, read_csv, reading, write_bytes, write_csv
 from ikmlib.study import experiments, training
 from ikmlib.study.comparisons import JUDGED
 from ikmlib.study.records import runs_in_words
-from ikmlib.study.stats import UNTESTED, VERDICTS
+from ikmlib.study.stats import UNTESTED, VERDICTS, Difference
 
 # Columns of claims.csv; those of JUDGED are empty where a claim rests on no comparison
 CLAIMS = ["claim", *JUDGED, "verdict", "paper_words", "ours_words", "notebook", "because"]
 EVIDENCE = tuple(profile for profile in reversed(PROFILES.values()) if profile.evidence)   # the largest budget first
-# Decimals shown, by a word in the column's name
-DIGITS = (("ssim", 4), ("psnr", 2), ("db", 3), ("_k_", 1), ("_g_", 1))
-# Columns of contrasts that the CSV files hold and tables leave out
-DETAILS = ("images_error_db", "images_freedom", "seeds_error_db", "seeds_freedom")
-
-
-# --- parameters -----------------------------------------------------------------------------------------------------
+DIGITS = {"ssim": 4, "psnr": 2, "db": 3, "_k_": 1, "_g_": 1, "": 3}   # decimals shown, by a part of the column's name
 
 
 def check_parameters(cells: Sequence[str]) -> dict[str, object]:
-    """The values that papermill gives the notebook's parameters, by name, as they are meant.
+    """The values that papermill gives the notebook's parameters, by name, each of the type of the notebook's own.
 
     `cells`: IPython's `In`. papermill injects a cell that starts with "# Parameters" after the notebook's own, the
-    first. Raises ValueError for a name that the notebook does not define (papermill itself only warns), and for a value
-    of another type than the notebook's own, such as the text "false" for True.
+    first. Values with one meaning are converted: 1e2 for a whole number is 100, one text for a list is a list of it,
+    and a dictionary's keys "2" are 2. Raises ValueError for any other type, such as the text "false" for True, and for
+    a name that the notebook does not define (papermill itself only warns).
     """
     def assigned(source):
         return {target.id: ast.literal_eval(node.value) for node in ast.parse(source).body
                 if isinstance(node, ast.Assign) for target in node.targets}
 
-    injected = [cell for cell in cells if cell.startswith("# Parameters")]
-    if not injected:
-        return {}
-    own, given = assigned(next(cell for cell in cells if cell.strip())), assigned("\n".join(injected))
+    given = assigned("\n".join(cell for cell in cells if cell.startswith("# Parameters")))
+    own = assigned(next(cell for cell in cells if cell.strip())) if given else {}
     if unknown := given.keys() - own.keys():
         raise ValueError(f"unknown parameter {', '.join(sorted(unknown))}; "
                          f"this notebook takes {', '.join(sorted(own))}")
-    return {name: _as_meant(name, value, own[name]) for name, value in given.items()}
-
-
-def _as_meant(name: str, value: object, own: object) -> object:
-    """A parameter's value as one of the type of the notebook's own, where there is one meaning: 1e2 for a whole number
-    is 100, one text for a list is a list of it, and a dictionary's keys "2" are 2. Else ValueError."""
-    types = type(value), type(own)
-    if types == (dict, dict):
-        return {int(key) if str(key).isdecimal() else key: item for key, item in value.items()}
-    if types == (str, list):
-        return [value]
-    if types == (int, float) or types == (float, int) and value.is_integer():
-        return type(own)(value)
-    if types[0] is not types[1]:
-        raise ValueError(f"parameter {name} = {value!r} is of type {types[0].__name__}; this notebook takes "
-                         f"{types[1].__name__}, such as {own!r}")
-    return value
-
-
-# --- pages ----------------------------------------------------------------------------------------------------------
+    for name, value in given.items():
+        found, wanted = type(value), type(own[name])
+        if found is wanted is dict:
+            given[name] = {int(key) if str(key).isdecimal() else key: item for key, item in value.items()}
+        elif found is str and wanted is list:
+            given[name] = [value]
+        elif {found, wanted} == {int, float} and value == wanted(value):
+            given[name] = wanted(value)
+        elif found is not wanted:
+            raise ValueError(f"parameter {name} = {value!r} is of type {found.__name__}; this notebook takes "
+                             f"{wanted.__name__}, such as {own[name]!r}")
+    return given
 
 
 def style() -> None:
@@ -111,7 +95,7 @@ class Page:
     given: dict[str, object] = field(default_factory=dict)
 
     def __post_init__(self):
-        self._claims: dict[str, pd.DataFrame] = {}
+        self._claims: dict[str, pd.DataFrame] = {}   # the rows that this page wrote
 
     @property
     def folder(self) -> Path:
@@ -216,49 +200,33 @@ def open_page(name: str, *, profile: str, train: bool = True, cells: Sequence[st
     return Page(name, config.get_profile(profile), anew=train, given=given)
 
 
-# --- tables as people read them -------------------------------------------------------------------------------------
-
-
-def _digits(column: str) -> int:
-    """Decimals a quantity is shown with, from its name."""
-    return next((digits for word, digits in DIGITS if word in column.lower()), 3)
-
-
 def _text(value, column: str) -> str:
-    if isinstance(value, str):
-        return value
     if pd.isna(value):
         return "–"
-    if isinstance(value, (bool, np.bool_, int, np.integer)):
-        return str(value)
-    return f"{value:.{_digits(column)}f}"
+    digits = next(digits for part, digits in DIGITS.items() if part in column.lower())
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 
 
 def readable(frame: pd.DataFrame) -> pd.DataFrame:
-    """A frame of records as text: `x_paper`, `x_ours`, `x_sd` become twin columns "x paper" | "x ours" (± sd)."""
-    shown = pd.DataFrame(index=frame.index)
-    for column in frame.columns.difference(DETAILS, sort=False):
-        if column.endswith("_sd") and f"{column[:-3]}_ours" in frame:
-            continue
-        text = [_text(value, column) for value in frame[column]]
-        spread = f"{column[:-5]}_sd"
-        if column.endswith("_ours") and spread in frame:
-            text = [t if pd.isna(sd) else f"{t} ± {_text(sd, spread)}"
-                    for t, sd in zip(text, frame[spread], strict=True)]
-        shown[re.sub(r"_(paper|ours)$", r" \1", column).replace("_", " ")] = text
-    return shown
+    """A frame of records as text: `x_ours` and `x_sd` become one column "x ours" (± sd). The standard errors of
+    contrasts and their degrees of freedom are left out."""
+    shown = {column: [_text(value, column) for value in frame[column]] for column in frame
+             if not re.search("_error_db$|_freedom$", column)}
+    for column in [column for column in shown if column.endswith("_ours")]:
+        spread = shown.pop(f"{column.removesuffix('ours')}sd", [])
+        shown[column] = [f"{text} ± {sd}".removesuffix(" ± –")
+                         for text, sd in zip(shown[column], spread or ["–"] * len(frame), strict=True)]
+    return pd.DataFrame(shown, frame.index).rename(columns=lambda column: column.replace("_", " "))
 
 
 def differences(rows: pd.DataFrame) -> pd.DataFrame:
     """Comparisons with columns as JUDGED as people read them: ours, with its intervals and unit, in one text."""
     told = []
     for row in rows.itertuples():
-        pooled, own = "–", "–"
-        if pd.notna(row.ours):
-            pooled = f"{row.ours:+.3f} [{row.low:+.3f}, {row.high:+.3f}] {row.unit}"
-            own = f"[{row.own_low:+.3f}, {row.own_high:+.3f}]"
+        pooled = Difference(row.ours, row.low, row.high, unit=row.unit, runs="–")
+        own = f"[{row.own_low:+.3f}, {row.own_high:+.3f}]" if pooled.known else "–"
         paper = "–" if pd.isna(row.paper) else f"{row.paper:+.2f}"
-        told.append((row.comparison, paper, pooled, own, row.detectable, row.outcome, row.runs))
+        told.append((row.comparison, paper, str(pooled), own, row.detectable, row.outcome, row.runs))
     return pd.DataFrame(told, columns=["comparison", "paper", "ours, 95 % interval", "interval of its own",
                                        "minimum detectable effect", "outcome", "runs"])
 

@@ -1,9 +1,9 @@
 """Runs: what one training is, how it is trained and scored once, and the records it leaves.
 
-A run is the unit of evidence. Its spec says what was trained; its id is a readable slug and a hash of the spec; its
-folder `results/<profile>/runs/<id>/` holds `run.json` (spec, provenance; written last: its presence means finished),
-`scores.csv` (a row an image), `curve.csv`; or `diverged.json`; and, not committed, `weights.pt` or an unfinished run's
-`checkpoint.pt`. A run is trained once and serves every table that needs it.
+A run is the unit of evidence: it is trained once and serves every table that needs it. Its folder
+`results/<profile>/runs/<id>/` holds `run.json` (spec and provenance; written last, so that it means finished),
+`scores.csv` (a row an image) and `curve.csv`, or `diverged.json`. `weights.pt` and the `checkpoint.pt` of an unfinished
+run are not committed.
 """
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ import os
 import platform
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -43,17 +44,12 @@ LATER = ("schedule", "reverse", "peer")   # fields of a run that came after the 
 
 def slug(arch: Architecture) -> str:
     """A readable name: the nearest of the paper's architectures, the attention, and the fields that differ from it."""
-    def differing(name):
-        named = ARCHITECTURES[name]
-        return [f.name for f in fields(arch)
-                if f.name != "attention" and getattr(arch, f.name) != getattr(named, f.name)]
-
-    base = min(ARCHITECTURES, key=lambda name: len(differing(name)))
-    parts = [base, arch.attention]
-    for name in differing(base):
-        value = getattr(arch, name)
-        parts.append(f"{name}{''.join(map(str, value)) if isinstance(value, tuple) else value}")
-    return "-".join(parts)
+    own = asdict(arch)
+    attention = own.pop("attention")
+    differing = {name: [key for key in own if own[key] != getattr(named, key)] for name, named in ARCHITECTURES.items()}
+    base = min(differing, key=lambda name: len(differing[name]))
+    own["depths"] = "".join(map(str, arch.depths))
+    return "-".join([base, attention, *(f"{key}{own[key]}" for key in differing[base])])
 
 
 @dataclass(frozen=True)
@@ -95,8 +91,8 @@ class Run:
 
     @property
     def digest(self) -> str:
-        """Eight hex digits, a hash of the spec: what identifies a run. Defaults of an architecture and of LATER are
-        left out of it, so that an option added later, whose default changes nothing, leaves it alone."""
+        """Eight hex digits: a hash of the spec, which identifies the run. Fields of the architecture and of LATER that
+        have their default are left out, so that an option that is added later changes no older digest."""
         spec, plain = self.spec, json.loads(json.dumps(asdict(Architecture())))
         spec["arch"] = {name: value for name, value in spec["arch"].items() if value != plain[name]}
         for name in LATER:
@@ -108,15 +104,12 @@ class Run:
     def folder(self) -> Path:
         """Where its records lie: the folder whose name ends in its digest, whatever stands before it. A new one is
         named after the network, what is unusual for the profile, scale and seed."""
-        runs = config.results_root() / self.profile / "runs"
-        return next(runs.glob(f"*-{self.digest}"), None) or runs / self._name
-
-    @property
-    def _name(self) -> str:
-        usual = config.get_profile(self.profile)
+        runs, usual = config.results_root() / self.profile / "runs", config.get_profile(self.profile)
+        if found := next(runs.glob(f"*-{self.digest}"), None):
+            return found
         unusual = [f"-{name}{getattr(self, name)}" for name in ("batch", "updates", "rate")
                    if getattr(self, name) != getattr(usual, name)] + ["-reverse"] * self.reverse
-        return f"{self.peer or slug(self.arch)}{''.join(unusual)}-x{self.scale}-seed{self.seed}-{self.digest}"
+        return runs / f"{self.peer or slug(self.arch)}{''.join(unusual)}-x{self.scale}-seed{self.seed}-{self.digest}"
 
     @property
     def id(self) -> str:
@@ -132,6 +125,11 @@ class Run:
     def diverged(self) -> bool:
         """Whether its training diverged; it is not trained again while `diverged.json` lies in its folder."""
         return (self.folder / "diverged.json").exists()
+
+    @property
+    def status(self) -> str:
+        """finished, diverged or missing."""
+        return "finished" if self.finished else "diverged" if self.diverged else "missing"
 
     def scores(self) -> pd.DataFrame:
         """A row an image of a finished run, of all sets that it was scored on; columns as in SCORES."""
@@ -164,15 +162,16 @@ def _cost(name: str | Architecture, scale: int) -> tuple[int, int]:
 
 
 def installed_sets(profile: Profile) -> list[str]:
-    """The test sets of a profile that are installed. Raises FileNotFoundError, saying what to do, if none is."""
-    names = [name for name in profile.test_sets if datasets.is_installed(name)]
-    return names or [name for name in profile.test_sets[:1] if datasets.paths(name)]
+    """The test sets of a profile that are installed; where none is, the first, which cannot be loaded."""
+    return [name for name in profile.test_sets if datasets.is_installed(name)] or [profile.test_sets[0]]
 
 
 def scored_images(profile: Profile) -> dict[str, dict[str, np.ndarray]]:
-    """The `installed_sets` of a profile: set -> image -> uint8, cropped where the profile says so."""
-    crop = (lambda image: centre_crop(image, profile.test_crop)) if profile.test_crop else (lambda image: image)
-    return {name: {key: crop(image) for key, image in datasets.load(name).items()} for name in installed_sets(profile)}
+    """The `installed_sets` of a profile: set -> image -> uint8, cropped where the profile says so. Raises
+    FileNotFoundError, saying what to do, if none is installed."""
+    crop = profile.test_crop
+    return {name: {key: centre_crop(image, crop) if crop else image for key, image in datasets.load(name).items()}
+            for name in installed_sets(profile)}
 
 
 @lru_cache(maxsize=2)
@@ -212,9 +211,9 @@ def device_name(device: torch.device) -> str:
 
 @cache
 def here(device: torch.device) -> dict[str, str]:
-    """On what this process trains: commit, machine, the CPU's instruction set, versions, precision. Taken once, when it
-    first trains: what is committed or installed later is not what it runs."""
-    backends = torch.backends   # of the three settings the narrowest that says something counts
+    """What this process trains on: commit, machine, the CPU's instruction set, versions, precision. It is read once,
+    at the first training, because later commits and installations do not change what this process runs."""
+    backends = torch.backends   # the narrowest of the three settings that is set decides
     settings = (backends.cudnn.conv.fp32_precision, backends.cudnn.fp32_precision, backends.fp32_precision)
     tf32 = (device.type == "cuda" and next((s for s in settings if s != "none"), "ieee") == "tf32"
             and torch.cuda.get_device_capability(device) >= (8, 0))
@@ -225,12 +224,13 @@ def here(device: torch.device) -> dict[str, str]:
 
 
 def provenance(run: Run, trainer: Trainer, left_out: tuple[str, ...]) -> dict:
-    """Where the numbers of a run come from: on what its training started (`here`) and, in `continued`, each change of
-    that and the update from which on; cost; time; the pixels of the training images."""
+    """What a run is and where its numbers come from: on what its training started (`here`) and, in `continued`, each
+    later change of that with the first update done there; time; cost; the pixels of the training images."""
     (_, first), *later = trainer.progress.stretches
     seconds, (params, multi_adds) = trainer.progress.seconds, run.cost
     return {
-        **first, "continued": [{"update": update, **where} for update, where in later],
+        "id": run.id, "profile": run.profile, "spec": run.spec, **first,
+        "continued": [{"update": update, **where} for update, where in later],
         "finished_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "train_seconds": round(seconds, 1),
         "updates_per_second": round(trainer.progress.update / max(seconds, 1e-9), 3),
         "params": params, "multi_adds": multi_adds,
@@ -248,11 +248,6 @@ def scores_of(model: nn.Module, images: Iterable[Pair], scale: int) -> pd.DataFr
     return pd.DataFrame(rows, columns=SCORES[1:])
 
 
-def lock(run: Run) -> contextlib.AbstractContextManager[bool]:
-    """True within the block if this process has the run to itself."""
-    return files.locked(run.folder / ".lock", wait=False)
-
-
 def digests(folder: Path) -> dict[str, str]:
     """The sha256 of every CSV file of a run, as its record lists them."""
     return {path.name: files.sha256(path) for path in sorted(folder.glob("*.csv"))}
@@ -268,20 +263,21 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def train(run: Run, *, deadline: float = math.inf, show: bool = True, device: torch.device | None = None) -> bool:
-    """Train and score one run, or continue it; True if it is finished, False if time ran out or another process has it.
+def train(run: Run, *, deadline: float = math.inf, show: bool = True) -> bool:
+    """Train and score one run, or continue it, on the default device; True if it is finished, False if time ran out or
+    another process has it.
 
     A run that diverges leaves `diverged.json` in place of `run.json`. Raises TrainingDiverged, UnreadableCheckpoint,
     FileNotFoundError (training images), ValueError (a damaged record).
     """
-    with lock(run) as mine:
+    with files.locked(run.folder / ".lock", wait=False) as mine:
         if run.finished or not mine:
             return run.finished and bool(read_record(run.folder))   # which can be read
         if run.diverged:
             raise TrainingDiverged(files.read_json(run.folder / "diverged.json", "error")["error"])
         for left in run.folder.glob(".*.[0-9]*"):   # by a process that was killed while it wrote
             left.unlink()
-        device = device or default_device()
+        device = default_device()
         sampler, validation, left_out = training_data(run.data, run.scale, run.patch, str(device))
         keep_memory()
         checkpoint, images = run.folder / "checkpoint.pt", list(pairs(validation, run.scale))
@@ -295,8 +291,7 @@ def train(run: Run, *, deadline: float = math.inf, show: bool = True, device: to
             if not trainer.fit(deadline=deadline, label=run.id, show=show):
                 return False
         except TrainingDiverged as error:
-            record = {"id": run.id, "profile": run.profile, "spec": run.spec, "error": str(error),
-                      "update": trainer.progress.update, **provenance(run, trainer, left_out)}
+            record = {**provenance(run, trainer, left_out), "error": str(error), "update": trainer.progress.update}
             files.write_text(run.folder / "diverged.json", json.dumps(record, indent=1) + "\n")
             checkpoint.unlink()
             raise
@@ -305,8 +300,7 @@ def train(run: Run, *, deadline: float = math.inf, show: bool = True, device: to
         files.write_csv(run.folder / "scores.csv", pd.concat(scores, names=["set"]).reset_index("set"))
         files.write_csv(run.folder / "curve.csv", pd.DataFrame(trainer.progress.curve))
         files.save_torch({"key": run.id, "model": trainer.model.state_dict()}, run.folder / "weights.pt")
-        record = {"id": run.id, "profile": run.profile, "spec": run.spec, **provenance(run, trainer, left_out),
-                  "files": digests(run.folder)}
+        record = {**provenance(run, trainer, left_out), "files": digests(run.folder)}
         record["pixels_sha256"] |= {name: datasets.pixels_sha256(name) for name in tested}
         write_record(run, record)
         checkpoint.unlink(missing_ok=True)
@@ -337,7 +331,7 @@ def read_record(folder: Path) -> dict:
 
 def check(path: Path) -> None:
     """Raise an error that names the file unless a run's `run.json` or `diverged.json` has the spec that its folder
-    says, and scores and curve are whole, finite and those of this run."""
+    says, and the run's CSV files have the digests that `run.json` lists."""
     entry = files.read_json(path, "torch")
     with files.reading(path):
         run = Run.from_record(entry)
@@ -345,23 +339,8 @@ def check(path: Path) -> None:
             raise ValueError(f"its spec is that of {run.folder}")
         if (entry["params"], entry["multi_adds"]) != run.cost:
             raise ValueError("its params or multi_adds are not those of its network")
-    if path.name == "diverged.json":
-        return
-    scores, curve = run.scores(), run.curve()
-    with files.reading(run.folder):
-        counts = scores.drop_duplicates(SCORES[:2])["set"].value_counts().to_dict()
-        if not (np.isfinite(scores[SCORES[2:]].astype(float)).all(axis=None) and np.isfinite(curve).all(axis=None)):
-            raise ValueError("a number in scores.csv or curve.csv is missing or infinite")
-        if (counts != {name: datasets.SETS[name].count for name in counts} or len(scores) != sum(counts.values())
-                or not counts):
-            raise ValueError("scores.csv does not have every image of its sets once")
-        if [*curve["update"]][-1:] != [run.updates]:
-            raise ValueError(f"curve.csv does not end at update {run.updates}")
-        found = digests(run.folder)
-        changed = [name for name, digest in entry["files"].items() if found.get(name) != digest]
-        changed += [name for name in found if name not in entry["files"]]
-        if changed:
-            raise ValueError(f"{' and '.join(changed)} not what the record lists")
+        if path.name == "run.json" and (changed := entry["files"].items() ^ digests(path.parent).items()):
+            raise ValueError(f"not the files that it lists: {', '.join(sorted({name for name, _ in changed}))}")
 
 
 def all_records(profile: Profile) -> pd.DataFrame:
@@ -374,8 +353,7 @@ def all_records(profile: Profile) -> pd.DataFrame:
     paths, rows, seen = sorted((config.results_root() / profile.name / "runs").glob("*/*.json")), [], {}
     if wrong := files.refused(check, paths):
         raise ValueError("\n".join(wrong))
-    for path in (path for path in paths if path.name == "run.json"):
-        entry = files.read_json(path)
+    for entry in (read_record(path.parent) for path in paths if path.name == "run.json"):
         for name, digest in entry.pop("pixels_sha256", {}).items():   # records before it do not tell
             other, run_id = seen.setdefault(name, (digest, entry["id"]))
             if other != digest:
@@ -391,33 +369,37 @@ SCORES = ["set", "image", "psnr_y", "ssim_y", "psnr_y_rounded", "ssim_y_rounded"
 CURVE = ["update", "loss", "psnr_y", "seconds"]
 
 
-def factors(plan: pd.DataFrame) -> list[str]:
-    """The factors of a plan: a frame of runs, a row each, with a column a factor, `seed` and `run`."""
-    return [name for name in plan.columns if name not in ("seed", "run")]
-
-
 def scores(plan: pd.DataFrame) -> pd.DataFrame:
-    """Per-image scores of a plan: its factors, seed, `run` (its id), `state` (finished | diverged | missing), then
-    SCORES. A declared run that is not finished is one row without set, image and scores."""
-    return _gather(plan, lambda run: run.scores(), SCORES)
+    """Per-image scores of a plan, which is a frame of runs with a column a factor, then `seed` and `run`.
+
+    Columns: the factors, seed, run (its id), state (finished | diverged | missing), then SCORES. A declared run that is
+    not finished is one row without set, image and scores.
+    """
+    return _gather(plan, Run.scores, SCORES)
 
 
 def curves(plan: pd.DataFrame) -> pd.DataFrame:
     """As `scores`, learning curves with CURVE in place of SCORES; psnr_y is that of the validation images."""
-    return _gather(plan, lambda run: run.curve(), CURVE)
+    return _gather(plan, Run.curve, CURVE)
 
 
 def _gather(plan: pd.DataFrame, read: Callable[[Run], pd.DataFrame], columns: list[str]) -> pd.DataFrame:
-    rows = [(run.id, "finished" if run.finished else "diverged" if run.diverged else "missing") for run in plan.run]
+    rows = [(run.id, run.status) for run in plan.run]
     named = plan.drop(columns="run").join(pd.DataFrame(rows, plan.index, ["run", "state"], dtype=object))
     finished = {run.id: read(run).assign(run=run.id) for run in plan.run if run.finished}
     found = pd.concat(finished.values()) if finished else pd.DataFrame(columns=["run", *columns])
     return named.merge(found, on="run", how="left")
 
 
+def states_in_words(states: Iterable[str]) -> str:
+    """How many runs with these states are finished: "3 of 5 runs, 1 diverged"."""
+    count = Counter(states)
+    if not count:
+        return "not planned"
+    diverged = f", {count['diverged']} diverged" if count["diverged"] else ""
+    return f"{count['finished']} of {count.total()} runs{diverged}"
+
+
 def runs_in_words(runs: Iterable[Run]) -> str:
-    """How much is finished: "3 of 5 runs, 1 diverged"."""
-    runs = list({run.folder: run for run in runs}.values())
-    diverged = sum(run.diverged for run in runs)
-    return (f"{sum(run.finished for run in runs)} of {len(runs)} runs" + f", {diverged} diverged" * bool(diverged)
-            if runs else "not planned")
+    """How many runs are finished, each counted once: "3 of 5 runs, 1 diverged"."""
+    return states_in_words(run.status for run in dict.fromkeys(runs))

@@ -41,11 +41,10 @@ def places() -> dict[str, str]:
 
 
 def programs(commands: Sequence[tuple[Sequence, dict[str, str]]], at_once: int) -> Iterator[tuple[int, int]]:
-    """Run Python modules, `at_once` at a time: (index in `commands`, exit code) of each of them as it ends.
+    """Run Python modules, `at_once` at a time; yields (index in `commands`, exit code) of each as it ends.
 
     A command is a module with its arguments, and its own environment variables. The programs share the cores and import
-    this very ikmlib. They have process groups of their own, so that Ctrl-C reaches this process alone; whatever stops
-    it ends them.
+    this very ikmlib. Ctrl-C reaches this process alone, which ends them whenever it stops.
     """
     others = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if os.path.isabs(entry)]
     path = os.pathsep.join([str(ROOT), *others])   # another entry would be the caller's folder
@@ -86,7 +85,7 @@ def execute(notebook: Path, copy: Path, profile: str, train: bool) -> str:
     except Exception as error:   # of a cell, or a kernel that died
         stopped = f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}"
     if copy.exists():
-        executed = nbformat.from_dict(portable(nbformat.read(copy, as_version=4)))
+        executed = nbformat.reads(portable(copy.read_text("utf-8")), as_version=4)
         executed = relinked(executed, "../../../notebooks", "../")   # from results/<profile>/notebooks
         executed.metadata.papermill.update(input_path=copy.name, output_path=copy.name)
         if stopped:
@@ -95,18 +94,13 @@ def execute(notebook: Path, copy: Path, profile: str, train: bool) -> str:
     return stopped
 
 
-def portable(node: object) -> object:
-    """A notebook, or part of one, in which folders of this machine are names: executed copies are read elsewhere."""
-    if isinstance(node, dict):
-        return {key: item if key.startswith("image/") else portable(item) for key, item in node.items()}
-    if isinstance(node, list):
-        return [portable(item) for item in node]
-    if isinstance(node, str):
-        named = {folder: f"${name}" for name, folder in places().items()}
-        for folder, name in (named | {str(ROOT): ".", sys.prefix: "$PYTHON", os.path.expanduser("~"): "~"}).items():
-            if folder != os.sep:
-                node = re.sub(rf"(?<![\w.-]){re.escape(folder)}(?![\w-])", name, node)
-    return node
+def portable(text: str) -> str:
+    """The text of a notebook in which folders of this machine are names: executed copies are read elsewhere."""
+    named = {folder: f"${name}" for name, folder in places().items()}
+    for folder, name in (named | {str(ROOT): ".", sys.prefix: "$PYTHON", os.path.expanduser("~"): "~"}).items():
+        if folder != os.sep:   # not within a longer name or a picture in base64; a line may begin with it
+            text = re.sub(rf"(?:(?<=\\n)|(?<![\w.+/-])){re.escape(folder)}(?![\w+-])", name, text)
+    return text
 
 
 def relinked(notebook, folder: str, start: str = ""):
@@ -147,10 +141,10 @@ def run_notebooks(profile: Profile, only: Sequence[str] = (), train: bool = True
                          {"JUPYTER_PATH": folder, "IPYTHONDIR": folder}) for path in chosen]
             for index, code in programs(commands, at_once):
                 copy = Path(folder, chosen[index].name)
-                said = copy.with_suffix(".txt")
                 if copy.exists():
                     write_bytes(out / copy.name, copy.read_bytes())
-                print(copy.stem, said.read_text("utf-8") if said.exists() else f"FAILED: exit code {code}", flush=True)
+                if code not in (0, 1):   # it was killed, and could not say so
+                    print(copy.stem, f"FAILED: exit code {code}", flush=True)
                 failed += code != 0
     print(f"report: {write_report(profile.name)}", flush=True)
     return int(failed > 0)
@@ -160,5 +154,5 @@ if __name__ == "__main__":
     start, copy = time.monotonic(), Path(sys.argv[2])
     stopped = execute(Path(sys.argv[1]), copy, sys.argv[3], sys.argv[4] == "True")
     took = f"after {time.monotonic() - start:.0f} s"
-    copy.with_suffix(".txt").write_text(f"FAILED {took}: {stopped}" if stopped else f"ok {took}", encoding="utf-8")
+    print(copy.stem, f"FAILED {took}: {stopped}" if stopped else f"ok {took}", flush=True)
     sys.exit(bool(stopped))

@@ -1,5 +1,5 @@
-"""Scoring as a step of its own: what a finished run has not been scored on yet is measured whenever its weights are at
-hand. That may be a test set that was installed later, or the same sets with attention that is not the image's own."""
+"""Scoring as a step of its own. Where the weights of a finished run are on this machine, `score` measures what its
+record lacks: test sets that were installed later, and PSNR with attention that is not the image's own."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -23,9 +23,6 @@ from ikmlib.trainers import Pair, super_resolve
 
 OTHER_ATTENTION = {"frozen": "IKM, frozen at test", "swapped": "IKM, swapped at test"}
 FROZEN_BATCHES = 32   # of the run's own training batches, over which attention is averaged
-
-
-# --- attention that is not the image's own --------------------------------------------------------------------------
 
 
 def attention_of(model: SRNetwork, act: Callable[..., object], *args) -> dict[IKMConv2d, Tensor]:
@@ -72,9 +69,6 @@ def other_attention(model: SRNetwork, frozen: Mapping[IKMConv2d, Tensor], images
     return pd.DataFrame(rows, columns=["image", *OTHER_ATTENTION])
 
 
-# --- the step -------------------------------------------------------------------------------------------------------
-
-
 def tested_otherwise(run: Run) -> bool:
     """Whether a run is one of those that notebook 12 tests with other attention: Table III's U-HDB and RB with IKM."""
     profile = PROFILES[run.profile]
@@ -84,13 +78,12 @@ def tested_otherwise(run: Run) -> bool:
 def score(run: Run) -> None:
     """Score a finished run on what its record does not list yet, test set by test set, if its weights are at hand.
 
-    `scores_<set>.csv` holds the scores of a test set of its profile that was installed after the training,
-    `controls_<set>.csv` (set, image, frozen, swapped) those of `other_attention`, where it is `tested_otherwise`. A set
-    is listed in `run.json`, with a digest of its images, once its file is complete: a step that was cut off is done
-    again.
+    `scores_<set>.csv` holds the scores of a test set that was installed after the training. `controls_<set>.csv` (set,
+    image, frozen, swapped) holds those of `other_attention`, if the run is `tested_otherwise`. `run.json` lists a file,
+    with a digest of the set's images, once it is complete, so that a step that was cut off is done again.
     """
     profile = PROFILES[run.profile]
-    with records.lock(run) as mine:
+    with files.locked(run.folder / ".lock", wait=False) as mine:
         if not (mine and run.finished):
             return
         record = records.read_record(run.folder)
@@ -100,7 +93,7 @@ def score(run: Run) -> None:
         if model is None:
             return
         keep_memory()
-        frozen = training_mean(model, run) if ("controls", todo[-1][1]) in todo else {}
+        frozen = training_mean(model, run) if todo[-1][0] == "controls" else {}
         for kind, name in tqdm(todo, f"{run.id}: scoring", leave=False, delay=2):
             images = records.scored_pairs(profile, run.scale)[name]
             table = (records.scores_of(model, images, run.scale) if kind == "scores" else

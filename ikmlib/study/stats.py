@@ -26,9 +26,6 @@ UNTESTED = VERDICTS[4]
 Errors = tuple[tuple[float, float], ...]   # independent standard errors, each with its degrees of freedom
 
 
-# --- one difference -------------------------------------------------------------------------------------------------
-
-
 def half_width(errors: Errors, level: float = 0.05) -> float:
     """Half a 1 - `level` interval: each standard error times Student's t for its degrees of freedom, added up as
     independent errors are. NaN without errors: one value alone has no interval."""
@@ -39,10 +36,10 @@ def half_width(errors: Errors, level: float = 0.05) -> float:
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference: its mean, its 95 % interval, and how many seeds and images it rests on. `errors` are the
-    standard errors that the interval was made of; it is empty where the interval was made in another way. `own_low`
-    and `own_high` are the interval from the standard deviation over seeds of this difference alone; `low` and `high`
-    may be from a pooled one. While some of the declared runs are missing there is no number: the mean is NaN."""
+    """A paired difference: its mean, its 95 % interval, and how many seeds and images it rests on. `low` and `high` are
+    made of `errors`, which may hold a standard deviation over seeds that was pooled over networks. `own_low` and
+    `own_high` are made of this difference's own. While declared runs are missing there is no number: the mean is NaN.
+    """
 
     mean: float = float("nan")
     low: float = float("nan")
@@ -75,13 +72,10 @@ class Difference:
         return float(half_width(self.errors) + total * student.ppf(POWER, min(freedom for _, freedom in self.errors)))
 
     def p(self, bound: float = 0.0) -> float:
-        """Two-sided p-value of the difference being `bound`: the level at which the interval ends there. An interval
-        that was not made of standard errors has no other level than its own: 0 if `bound` lies outside, 1 if inside.
-        A `bound` equal to the mean gives 1, and so does an interval without finite ends."""
-        if not np.isfinite(self.high - self.low) or self.mean == bound:
+        """Two-sided p-value of the difference being `bound`: the level at which the interval ends there. It is 1 where
+        the interval has no finite ends, and where `bound` equals the mean."""
+        if not np.isfinite(half_width(self.errors)) or self.mean == bound:
             return 1.0
-        if not self.errors:
-            return float(self.low <= bound <= self.high)
         distance, least = abs(self.mean - bound), 1e-100
         if half_width(self.errors, least) <= distance:
             return 0.0
@@ -89,11 +83,6 @@ class Difference:
 
     def __str__(self) -> str:
         return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}] {self.unit}" if self.known else self.runs
-
-
-def seeds_in_words(n: int) -> str:
-    """"1 seed", "3 seeds"."""
-    return f"{n} seed{'' if n == 1 else 's'}"
 
 
 def standard_error(values: np.ndarray) -> tuple[float, int]:
@@ -104,11 +93,10 @@ def standard_error(values: np.ndarray) -> tuple[float, int]:
 def paired(differences: np.ndarray, seed_error: tuple[float, float] | None = None) -> Difference:
     """The mean of paired differences. `differences`: (images,), or (seeds, images).
 
-    Trainings and images are both samples: the standard error over seeds (`seed_error`, with its degrees of freedom,
-    where it was pooled over more networks, see `residual_deviation`) and that over images make the interval.
-    Percentiles of a bootstrap of three seeds would lie between the worst and the best of them, which covers the truth
-    in four of five cases only. With one seed, what trainings differ by is unknown and left out; one value alone has an
-    interval of NaN. Raises ValueError if empty or not finite.
+    Trainings and images are both samples: the standard errors over seeds and over images make the interval.
+    `seed_error`: a pooled standard error over seeds, with its degrees of freedom (see `residual_deviation`). With one
+    seed, the differences between trainings are unknown and left out. One value alone has an interval of NaN. Raises
+    ValueError if `differences` are empty or not finite.
     """
     d = np.atleast_2d(np.asarray(differences, dtype=float))
     if not d.size or not np.isfinite(d).all():
@@ -139,16 +127,11 @@ def residual_deviation(means: pd.DataFrame) -> tuple[float, int] | None:
     return float(np.sqrt((residuals ** 2).sum() / freedom)), freedom
 
 
-# --- the rule -------------------------------------------------------------------------------------------------------
-
-
 def holm(p: Sequence[float]) -> list[float]:
     """p-values corrected for their number by Holm's method."""
-    order, corrected, highest = np.argsort(p), [0.0] * len(p), 0.0
-    for rank, i in enumerate(order):
-        highest = max(highest, min(1.0, (len(p) - rank) * p[i]))
-        corrected[i] = highest
-    return corrected
+    corrected = np.sort(p) * np.arange(len(p), 0, -1)
+    corrected = np.minimum(np.maximum.accumulate(corrected), 1.0)
+    return corrected[np.argsort(np.argsort(p))].tolist()   # in the order of `p`
 
 
 def outcomes(differences: Sequence[Difference], *, margin: float = 0.0, smallest: float = SMALLEST,
@@ -156,8 +139,8 @@ def outcomes(differences: Sequence[Difference], *, margin: float = 0.0, smallest
     """What each difference says of "better" (margin 0) or "at least as good, within margin": holds, fails, undecided.
 
     It holds if its 95 % interval lies above -margin. It fails if the interval lies below -margin or, for "better",
-    below the `smallest` difference worth a claim. An interval that reaches over both is no evidence either way.
-    `correct`: `holm`, to correct both for the number of differences.
+    below the `smallest` difference worth a claim. Otherwise it is undecided. `correct`: `holm`, to correct the p-values
+    for the number of differences.
     """
     limit = -margin if margin else smallest
     holds = correct([d.p(-margin) if d.mean > -margin else 1.0 for d in differences])

@@ -1,4 +1,4 @@
-"""Training what the plan declares, in its order, by one process or several that share it; and how far it is."""
+"""Trains what the plan declares, in its order, in one process or in several that share the work; says what is left."""
 from __future__ import annotations
 
 import math
@@ -19,33 +19,26 @@ from ikmlib.study.records import Run
 from ikmlib.study.runner import programs
 from ikmlib.trainers import TrainingDiverged
 
-# --- the queue ------------------------------------------------------------------------------------------------------
 
-
-def _rows(profile: Profile | None, only: Iterable[str]) -> list[experiments.Row]:
+def _rows(profile: Profile | None, only: Sequence[str] = ()) -> list[experiments.Row]:
     """Rows of the plan for a profile (None: for the lines a to g) and notebooks, all if none is named.
 
     Raises ValueError for a notebook without runs."""
-    meant = {wanted: {name for name in experiments.NOTEBOOKS if wanted in (name, name[:2])} for wanted in only}
-    if unknown := [wanted for wanted, names in meant.items() if not names]:
-        raise ValueError(f"no runs are known for {', '.join(unknown)}; allowed: {', '.join(experiments.NOTEBOOKS)}")
-    chosen = set().union(*meant.values()) if meant else experiments.NOTEBOOKS
-    return [row for row in experiments.PLAN if row.notebook in chosen
-            and (row.profile == profile.name if profile else len(row.line) == 1)]
+    for wanted in only:
+        if not any(wanted in (name, name[:2]) for name in experiments.NOTEBOOKS):
+            raise ValueError(f"no runs are known for {wanted}; allowed: {', '.join(experiments.NOTEBOOKS)}")
+    return [row for row in experiments.PLAN if (row.profile == profile.name if profile else len(row.line) == 1)
+            and (not only or row.notebook in only or row.notebook[:2] in only)]
 
 
-def queue(profile: Profile | None, only: Iterable[str] = ()) -> list[Run]:
+def queue(profile: Profile | None, only: Sequence[str] = ()) -> list[Run]:
     """Runs of the plan in its order, each once: line by line, part by part, seed by seed. `profile` None: of the lines
-    a to g; `only`: see `_rows`."""
-    groups: dict[tuple[str, str], list[experiments.Row]] = {}
-    for row in _rows(profile, only):
-        groups.setdefault((row.line, row.part), []).append(row)
-    return list(dict.fromkeys(
-        run for rows in groups.values() for seed in sorted({seed for row in rows for seed in row.seeds})
-        for row in rows for run in row.runs(seed)))
-
-
-# --- training it ----------------------------------------------------------------------------------------------------
+    a to g; `only`: numbers or names of notebooks. Raises ValueError for a notebook without runs."""
+    rows = _rows(profile, only)
+    groups = list(dict.fromkeys((row.line, row.part) for row in rows))
+    order = sorted((groups.index((row.line, row.part)), seed, place) for place, row in enumerate(rows)
+                   for seed in row.seeds)
+    return list(dict.fromkeys(run for _, seed, place in order for run in rows[place].runs(seed)))
 
 
 def kept(run: Run) -> bool:
@@ -101,12 +94,19 @@ def train(profile: Profile | None, only: Sequence[str], jobs: int | None, time_l
 
     Without `jobs`, one a core but at most 8, or 4 on a GPU. `time_limit` is in seconds. Missing image sets are fetched
     first if `download`. Returns the exit code, 0 if no run diverged and no process failed. Raises ValueError for `jobs`
-    below 1 and for unknown notebooks, KeyboardInterrupt if a process was stopped.
+    below 1 and for unknown notebooks, FetchError for a training set, KeyboardInterrupt if a process was stopped.
     """
     if jobs is not None and jobs < 1:
         raise ValueError(f"--jobs must be 1 or more, not {jobs}")
-    if download:
-        _fetch(profile or PROFILES["cpu"])
+    sets = profile or PROFILES["cpu"]
+    for name in [*sets.train_sets, *sets.test_sets] if download else ():
+        try:
+            if not datasets.is_installed(name):
+                datasets.fetch(name)
+        except datasets.FetchError as error:
+            if name in sets.train_sets:
+                raise
+            print(f"note: {error}", file=sys.stderr)   # scores can follow later
     with (warnings.catch_warnings(record=True, action="always") as said,
           files.locked(config.results_root() / ".lock", wait=True)):
         jobs = 1 if said else jobs   # on a file system without locks, two would train the same run
@@ -123,55 +123,29 @@ def train(profile: Profile | None, only: Sequence[str], jobs: int | None, time_l
     return max(map(abs, codes))   # a negative code is the signal that ended a process
 
 
-def _fetch(profile: Profile) -> None:
-    """Fetch the profile's image sets that are missing. A test set that cannot be had is a note on stderr: its scores
-    can follow later. Raises FetchError for a training set."""
-    for name in (*profile.train_sets, *profile.test_sets):
-        try:
-            if not datasets.is_installed(name):
-                datasets.fetch(name)
-        except datasets.FetchError as error:
-            if name in profile.train_sets:
-                raise
-            print(f"note: {error}", file=sys.stderr)
-
-
-# --- status ---------------------------------------------------------------------------------------------------------
-
-
-def _work(run: Run) -> float:
-    """What a run costs, in units that only compare runs: multiply-adds an LR pixel, times pixels seen."""
-    return run.cost[1] * run.scale ** 2 * run.updates * run.batch * run.patch ** 2
-
-
-def _pace(profiles: Iterable[str]) -> float:
-    """Seconds for a unit of work: the median of the profiles' runs that were finished on this kind of device, whatever
-    else it did meanwhile. NaN where there are none."""
-    device = records.device_name(records.default_device()).split(",")[0]
-    folders = (path.parent for name in profiles for path in (config.results_root() / name / "runs").glob("*/run.json"))
-    finished = [record for record in map(records.read_record, folders) if record["device"].startswith(device)]
-    paces = [record["train_seconds"] / _work(Run.from_record(record)) for record in finished]
-    return float(np.median(paces)) if paces else math.nan
-
-
 def status(profile: Profile | None = None) -> pd.DataFrame:
     """The plan, row by row: line, profile, notebook, part, N (blocks), seeds, runs, finished, diverged, hours_left.
 
     A run that several rows share counts in the first of them. Hours left are an estimate for one run at a time: what
-    is missing takes as long for its multiply-adds as finished runs did. `profile` None: the lines a to g.
+    is missing takes as long for its multiply-adds as the median of the runs that were finished on this kind of device,
+    NaN where there are none. `profile` None: the lines a to g.
     """
-    table, seen, rows = [], set(), _rows(profile, ())
-    pace = _pace(dict.fromkeys(row.profile for row in rows))
-    for row in rows:
+    def work(run: Run) -> float:   # multiply-adds an LR pixel, times pixels seen: it only compares runs
+        return run.cost[1] * run.scale ** 2 * run.updates * run.batch * run.patch ** 2
+
+    table, seen, device = [], set(), records.device_name(records.default_device()).split(",")[0]
+    finished = [(run, records.read_record(run.folder)) for run in queue(profile) if run.finished]
+    paces = [record["train_seconds"] / work(run) for run, record in finished if record["device"].startswith(device)]
+    pace = np.median(paces) if paces else math.nan   # seconds
+    for row in _rows(profile):
         runs = [run for run in dict.fromkeys(run for seed in row.seeds for run in row.runs(seed)) if run not in seen]
         seen.update(runs)
         states = [records.state(run) for run in runs]
-        diverged = sum(state == "diverged" for state, _ in states)
-        left = sum(_work(run) * (1 - updates / run.updates) for run, (state, updates) in zip(runs, states, strict=True)
+        left = sum(work(run) * (1 - updates / run.updates) for run, (state, updates) in zip(runs, states, strict=True)
                    if state != "diverged")
-        table.append((row.line, row.profile, row.notebook, row.part,
-                     "-".join(map(str, sorted({run.arch.blocks for run in row.cells().values() if not run.peer}))),
-                     " ".join(map(str, row.seeds)), len(runs), sum(run.finished for run in runs), diverged,
-                     left * pace / 3600 if left else 0.0))
+        blocks = sorted({run.arch.blocks for run in row.cells().values() if not run.peer})
+        counts = [sum(state == wanted for state, _ in states) for wanted in ("finished", "diverged")]
+        table.append((row.line, row.profile, row.notebook, row.part, "-".join(map(str, blocks)),
+                      " ".join(map(str, row.seeds)), len(runs), *counts, left * pace / 3600 if left else 0.0))
     return pd.DataFrame(table, columns=["line", "profile", "notebook", "part", "N", "seeds", "runs", "finished",
                                        "diverged", "hours_left"])
