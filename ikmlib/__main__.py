@@ -126,8 +126,9 @@ def status(args: argparse.Namespace) -> None:
     from ikmlib.study import training
     table = training.status(_planned(args.profile))
     print(table.to_string(index=False, formatters={"hours_left": "{:.1f}".format}))
-    print(f"{table.finished.sum()} of {table.runs.sum()} runs finished; about {table.hours_left.sum():.1f} hours left "
-          "on this device, one run at a time")
+    left = table.hours_left.sum(skipna=False)
+    time = "not known before a run is finished on this device" if left != left else f"about {left:.1f}"
+    print(f"{table.finished.sum()} of {table.runs.sum()} runs finished; hours left, one run at a time: {time}")
 
 
 def data(args: argparse.Namespace) -> int:

@@ -214,3 +214,8 @@ def test_a_comparison_may_not_mix_devices_or_precisions(results, changed):
     with pytest.raises(ValueError, match=f"{tiny().id} was trained on .*IKM_RESULTS"):
         training.train_runs([tiny(), tiny(seed=2)], show=False)
     assert not tiny(seed=2).folder.exists()
+
+
+def test_what_had_diverged_before_is_no_failure(results):
+    files.write_text(tiny(seed=1).folder / "diverged.json", '{"update": 3}')
+    assert training.train_runs([tiny(), tiny(seed=1)], show=False) == 0 and tiny().finished

@@ -168,6 +168,15 @@ def test_a_run_is_found_by_its_digest_whatever_its_folder_is_called(results, mon
     assert records.train(tiny())
 
 
+def test_scores_in_threads_are_those_of_one_thread(monkeypatch):
+    """As beside a GPU, where the network is faster than the metrics."""
+    images = list(pairs({str(i): torch.randint(256, (24, 26, 3), dtype=torch.uint8).numpy() for i in range(5)}, 2))
+    model = tiny().build()
+    expected = records.scores_of(model, images, 2)
+    monkeypatch.setattr(records, "default_device", lambda: torch.device("cuda"))
+    pd.testing.assert_frame_equal(records.scores_of(model, images, 2), expected)
+
+
 # --- what may go wrong ----------------------------------------------------------------------------------------------
 
 

@@ -117,8 +117,14 @@ class Page:
         return plan
 
     def measured(self, name: str, measure: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-        """A slow measurement: `measure()`, or results/<profile>/<name>.csv where nothing is to be measured anew."""
+        """A slow measurement: `measure()`, or results/<profile>/<name>.csv where nothing is to be measured anew.
+
+        Raises FileNotFoundError on a `recorded` page where it was never measured.
+        """
         path = self.folder / f"{name}.csv"
+        if self.recorded and not path.exists():
+            raise FileNotFoundError(f"{path} is not measured yet: give this notebook a profile by name, or run "
+                                    f"./run_all.sh --profile {self.profile.name} --only {self.name[:2]}")
         return measure() if self.anew or not path.exists() else read_csv(path)
 
     def figure(self, figure, name: str, caption: str = "", *, any_profile: bool = False):
@@ -197,6 +203,7 @@ def open_page(name: str, *, profile: str, train: bool = True, cells: Sequence[st
     style()
     if profile == "recorded":
         return Page(name, recorded_profile(name), recorded=True, anew=False, given=given)
+    config.require("profile", profile, ("recorded", "auto", *PROFILES))
     return Page(name, config.get_profile(profile), anew=train, given=given)
 
 

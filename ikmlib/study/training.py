@@ -66,13 +66,13 @@ def refuse_mixture(runs: Iterable[Run], device: torch.device) -> None:
 
 def train_runs(runs: Iterable[Run], *, deadline: float = math.inf, show: bool = True) -> int:
     """Train the runs that are not finished, in order, until all are or `deadline` (time.monotonic()) has come, and
-    score all of them (see `scoring.score`); returns how many diverged.
+    score all of them (see `scoring.score`); returns how many diverged. Runs that had diverged before are passed over.
 
     Several processes may share them: each takes the first run that no other has. Raises as `records.train` and, where
     there is something to train, `refuse_mixture` do.
     """
-    runs, diverged = list(dict.fromkeys(runs)), 0
-    if not all(run.finished or run.diverged for run in runs):
+    runs, diverged = [run for run in dict.fromkeys(runs) if not run.diverged], 0
+    if not all(run.finished for run in runs):
         refuse_mixture(runs, records.default_device())
     for run in runs:
         if time.monotonic() >= deadline:
