@@ -1,11 +1,14 @@
 """Where things are, and how much each profile does.
 
-A profile says how much is done (updates, batch, images, depth of the ablations' network), and which rate schedule suits
-so many updates; never equations, loss, data split or scoring: they are the same in all of them.
+A profile says how much is done (updates, batch, images, depth of the ablations' network) and which schedule of the rate
+suits so many updates. Equations, loss, data split and scoring are the same in all profiles.
 """
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +23,7 @@ def require(name: str, value, allowed) -> None:
 
 
 def folder_from(variable: str) -> Path | None:
-    """The folder that an environment variable names, `~` expanded; None if the variable is unset or empty.
-
-    Raises ValueError for a home folder that is not known.
-    """
+    """The folder that an environment variable names; None if it is unset or empty. ValueError for an unknown home."""
     value = os.path.expanduser(os.environ.get(variable, ""))
     if value.startswith("~"):
         raise ValueError(f"{variable}={value}: there is no such home folder")
@@ -36,10 +36,7 @@ def results_root() -> Path:
 
 
 def cache_root() -> Path:
-    """Folder of downloaded image sets: `IKM_CACHE`, else `~/.cache/ikm`.
-
-    Where the system knows no home folder the path keeps its `~`: nothing is found there, and `datasets.fetch` refuses.
-    """
+    """Folder of downloaded image sets: `IKM_CACHE`, else `~/.cache/ikm`, with its `~` where no home is known."""
     return folder_from("IKM_CACHE") or Path(os.path.expanduser("~/.cache/ikm"))
 
 
@@ -50,11 +47,7 @@ def cores() -> int:
 
 @dataclass(frozen=True)
 class Profile:
-    """How much one profile trains and scores.
-
-    It trains on all of `train_sets` and scores those of `test_sets` that are installed. Without its training sets it
-    falls back to the embedded photographs, and every record says which it used.
-    """
+    """How much one profile trains and scores: on all of `train_sets`, and those of `test_sets` that are installed."""
 
     name: str
     summary: str
@@ -76,9 +69,8 @@ class Profile:
 BENCHMARKS = ("Set5", "Set14", "BSD100", "Urban100", "Manga109")
 CLASSIC = ("T91", "BSDS500")   # the training images of the years before DIV2K
 
-# From the smallest budget to the largest. How the rate and the batch of `cpu` and `cpu-long` were chosen, on validation
-# images, stands in notebook 00.
-
+# From the smallest budget to the largest. Notebook 00 shows how the rate and the batch of `cpu` and `cpu-long` were
+# chosen on validation images.
 PROFILES = {
     p.name: p
     for p in (
@@ -98,13 +90,16 @@ PROFILES = {
 
 
 def get_profile(name: str) -> Profile:
-    """The profile called `name`; `auto` is `small` where CUDA is, else `smoke`.
-
-    Raises ValueError for a name that is not one of PROFILES or `auto`.
-    """
+    """The profile called `name`; `auto` is `small` where CUDA is, else `smoke`. ValueError for any other name."""
     if name == "auto":
         import torch
 
         name = "small" if torch.cuda.is_available() else "smoke"
+        if name == "smoke" and shutil.which("nvidia-smi"):
+            words = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+            driver = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+            warnings.warn(f"nvidia-smi is there, but torch {torch.__version__} finds no GPU: the NVIDIA driver "
+                          f"({driver}) may be too old for it, or it is built without CUDA. IKM_TORCH_INDEX can name "
+                          "an index of another build (./run_all.sh --help)", stacklevel=2)
     require("profile", name, ("auto", *PROFILES))
     return PROFILES[name]

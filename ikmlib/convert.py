@@ -19,13 +19,12 @@ batch, height and width, autocast, channels_last and second derivatives work as 
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-import torch
 from torch import nn
 
-from ikmlib.layers import IKMConv2d
+from ikmlib.layers import OPTIONS, IKMConv2d, check_options
 
 
 def obstacle(module: nn.Module) -> str | None:
@@ -40,77 +39,59 @@ def obstacle(module: nn.Module) -> str | None:
         return f"its padding mode is {module.padding_mode!r}"
     if max(module.kernel_size) == 1:
         return "its kernel is 1 x 1, where the attention is constant"
-    if module.padding == "same" and any(n % 2 for n in _same_padding(module)):
-        return "its padding 'same' is larger on one side"
+    if isinstance(module.padding, str):
+        return f"its padding is {module.padding!r}, not a number of pixels"
     return None
 
 
-def _same_padding(conv: nn.Conv2d) -> list[int]:
-    """Pixels that padding "same" adds to height and width, both sides together."""
-    return [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+def _chosen(module: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Conv2d]:
+    """First name -> layer of what the patterns choose among plain layers and modulated ones.
 
-
-def _settings(**options) -> dict:
-    """The attributes that IKMConv2d has beyond nn.Conv2d, as its constructor checks and sets them."""
-    with torch.device("meta"):   # draws no random numbers
-        plain, modulated = nn.Conv2d(1, 1, 1), IKMConv2d(1, 1, 1, **options)
-    return {name: value for name, value in vars(modulated).items() if name not in vars(plain)}
-
-
-def _chosen(module: nn.Module, where) -> dict[str, nn.Conv2d]:
-    """First name -> layer of what `where` chooses among plain layers and modulated ones, as `convert` explains.
-
-    Raises ValueError for a pattern that fits none, and where nothing is chosen.
+    Raises ValueError for a pattern that fits none of them.
     """
-    every = dict(module.named_modules(remove_duplicate=False))   # a layer that is shared has several names
+    every, chosen = dict(module.named_modules(remove_duplicate=False)), set()   # a shared layer has several names
     able = {name: child for name, child in every.items() if isinstance(child, IKMConv2d) or obstacle(child) is None}
-    if where is None or callable(where):
-        chosen = {child for name, child in able.items() if where is None or where(name, child)}
-    else:
-        chosen = set()
-        for pattern in [where] if isinstance(where, str) else where:
-            matching = {child for name, child in able.items() if fnmatchcase(name, pattern)}
-            if not matching:
-                why = obstacle(every[pattern]) if pattern in every else f"it is none of {', '.join(able)}"
-                raise ValueError(f"layer {pattern!r} cannot be converted: {why}")
-            chosen |= matching
-    if not chosen:
-        why = f"none was chosen of {', '.join(able)}" if able else "no layer can be"
-        raise ValueError(f"nothing to convert: {why}")
+    for pattern in patterns:
+        matching = {child for name, child in able.items() if fnmatchcase(name, pattern)}
+        if not matching:
+            why = (obstacle(every[pattern]) if pattern in every else
+                   f"it is none of {', '.join(able)}" if able else "no layer can be")
+            raise ValueError(f"layer {pattern!r} cannot be converted: {why}")
+        chosen |= matching
     return {name: child for name, child in module.named_modules() if child in chosen}
 
 
-def convert(module: nn.Module, where: str | Sequence[str] | Callable[[str, nn.Conv2d], bool] | None = None, *,
-            gradient: str = "iso", tau: float | str = 0.0, strict: bool = False, transform: str = "sigmoid",
+def convert(module: nn.Module, where: str | Sequence[str] = "*", *, gradient: str = "iso",
+            tau: float | str = 0.0, strict: bool = False, transform: str = "sigmoid",
             context: str = "own") -> tuple[str, ...]:
     """Modulate convolutions of `module` by each image's own context (`IKMConv2d`), in place; returns their names.
 
-    `where` says which. The default is all that can be converted: `nn.Conv2d` itself (no subclass), with one group, a
-    kernel larger than 1 x 1, and zero padding. Or it is a name, a pattern such as "layer1.*", several of them, or a
-    function (name, layer) -> bool, which is asked for each of these layers. The other options are `IKMConv2d`'s.
+    `where` is a name, a pattern such as "layer1.*", or several of them. A pattern chooses among the layers that can be
+    converted: `nn.Conv2d` itself (no subclass), with one group, a kernel larger than 1 x 1, and zero padding given in
+    pixels. The default is all of these. The other options are `IKMConv2d`'s.
     "sigmoid" scales all kernels by about 1.5: train afterwards, and compare with `context="constant"`, which has the
     same scale without the image.
 
     Raises ValueError, and changes nothing, for an unknown option, for a layer that cannot be converted or is already
-    modulated (whatever its options), for a pattern that fits none, and where there is nothing to convert.
+    modulated (whatever its options), and where there is nothing to convert.
     """
-    settings = _settings(gradient=gradient, tau=tau, strict=strict, transform=transform, context=context)
-    layers = _chosen(module, where)
+    options = dict(gradient=gradient, tau=tau, strict=strict, transform=transform, context=context)
+    check_options(**options)
+    layers = _chosen(module, [where] if isinstance(where, str) else where)
+    if not layers:
+        raise ValueError("nothing to convert: no layer is named")
     if modulated := [name for name, child in layers.items() if isinstance(child, IKMConv2d)]:
         raise ValueError(f"already modulated: {', '.join(modulated)}; `revert` changes them back, or name other layers")
     for conv in layers.values():
-        if isinstance(conv.padding, str):
-            conv.padding = tuple(n // 2 for n in _same_padding(conv)) if conv.padding == "same" else (0, 0)
         conv.__class__ = IKMConv2d
-        vars(conv).update(settings)
+        vars(conv).update(options)
     return tuple(layers)
 
 
 def revert(module: nn.Module) -> tuple[str, ...]:
     """Turn every IKM convolution of `module` into the plain one with the same weights, in place; returns their names.
 
-    String padding, which `convert` turns into numbers, stays numbers: "same" of a 3 x 3 kernel is 1. Raises ValueError,
-    and changes nothing, if a layer is of a subclass of `IKMConv2d`, as parametrised layers are.
+    Raises ValueError, and changes nothing, if a layer is of a subclass of `IKMConv2d`, as parametrised layers are.
     """
     layers = {name: child for name, child in module.named_modules() if isinstance(child, IKMConv2d)}
     for name, conv in layers.items():
@@ -118,7 +99,7 @@ def revert(module: nn.Module) -> tuple[str, ...]:
             raise ValueError(f"layer {name!r} cannot be reverted: it is {type(conv).__name__}; where that comes from a "
                              f"parametrization, torch.nn.utils.parametrize.remove_parametrizations first")
     for conv in layers.values():
-        for name in _settings():
-            del vars(conv)[name]
+        for name in OPTIONS:
+            delattr(conv, name)
         conv.__class__ = nn.Conv2d
     return tuple(layers)

@@ -1,17 +1,24 @@
 """From images to mini-batches: MATLAB's imresize, the training/validation split, and the patch sampler."""
 from __future__ import annotations
 
+import hashlib
+import io
 from functools import lru_cache
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
-from ikmlib import datasets
+from ikmlib import config, datasets
+from ikmlib.files import write_bytes
+from ikmlib.pictures import read_image
 
 # Every n-th training image, in order of name, is a validation image and never trained on.
 VALIDATION_EVERY = {"BSDS500": 40, "DIV2K": 80}
 VALIDATION_CROP = 192   # HR pixels, centre
+KEPT_ABOVE = 10**9      # samples of images (pixels times colours) from which on their LR images are kept on disk
 # Training images that show a test image: never trained or validated on.
 TEST_TWINS = {"BSDS500/train/302003": "Set5's woman at a higher resolution"}
 
@@ -50,13 +57,11 @@ def _resize_rows(image: np.ndarray, scale: float) -> np.ndarray:
 def imresize(image_uint8_hwc: np.ndarray, scale: float) -> np.ndarray:
     """Resize as MATLAB's `imresize(image, scale)` does: bicubic, with anti-aliasing when it shrinks.
 
-    (H, W, C) uint8, any C, -> (ceil(H scale), ceil(W scale), C) uint8. `scale` is MATLAB's factor: 1/2 halves, 2
-    doubles. The height pass is rounded to uint8 before the width pass. Raises ValueError for another type or a
-    scale <= 0.
+    (H, W, C) uint8, any C, -> (ceil(H scale), ceil(W scale), C) uint8; `scale` 1/2 halves, 2 doubles. The height pass
+    is rounded to uint8 before the width pass. Raises ValueError for another type or a scale <= 0.
 
     At 1/2, 1/3 and 1/4 every value equals the files that MATLAB made of Set5 (Set5_LR). Enlarging those by 2 and 4
-    gives the bicubic PSNR and SSIM of the paper's Table I to the last digit. Other factors follow the same formulas,
-    but were not compared with MATLAB.
+    gives the bicubic PSNR and SSIM of the paper's Table I to the last digit. No other factor was compared with MATLAB.
     """
     image = np.asarray(image_uint8_hwc)
     if image.dtype != np.uint8 or image.ndim != 3:
@@ -95,12 +100,10 @@ def split(names: tuple[str, ...]) -> tuple[dict[str, np.ndarray], dict[str, np.n
     for name in names:
         if datasets.SETS[name].role != "train":
             raise ValueError(f"{name} is a {datasets.SETS[name].role} set: it must not be trained on")
-        every = VALIDATION_EVERY.get(name)
         for i, (image, pixels) in enumerate(datasets.load(name).items()):
-            held_out = every is not None and i % every == 0
-            if f"{name}/{image}" in TEST_TWINS:
-                continue
-            (validation if held_out else train)[f"{name}/{image}"] = to_rgb(pixels)
+            held_out = name in VALIDATION_EVERY and i % VALIDATION_EVERY[name] == 0
+            if f"{name}/{image}" not in TEST_TWINS:
+                (validation if held_out else train)[f"{name}/{image}"] = to_rgb(pixels)
     if names == ("embedded-train",):
         validation = {f"embedded-val/{k}": to_rgb(v) for k, v in datasets.load("embedded-val").items()}
     return train, {k: centre_crop(v, VALIDATION_CROP) for k, v in validation.items()}
@@ -112,8 +115,12 @@ class _Pixels:
     def __init__(self, images: list[np.ndarray], device: torch.device):
         sizes = torch.tensor([image.shape[:2] for image in images])
         self.width = sizes[:, 1].to(device)
-        self.start = (torch.cumsum(sizes.prod(1), 0) - sizes.prod(1)).to(device)
-        self.rgb = torch.from_numpy(np.concatenate([image.reshape(-1, 3) for image in images])).to(device)
+        ends = torch.cumsum(sizes.prod(1), 0)
+        self.start = (ends - sizes.prod(1)).to(device)
+        self.rgb = torch.empty(int(ends[-1]), 3, dtype=torch.uint8, device=device)
+        for image, end in zip(images, ends.tolist(), strict=True):   # one by one: DIV2K twice would be 14 GB
+            pixels = torch.from_numpy(np.ascontiguousarray(image)).reshape(-1, 3)
+            self.rgb[end - len(pixels):end] = pixels
 
     def crop(self, image: Tensor, top: Tensor, left: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """Pixels at (top + rows, left + columns) of each image: image, top, left (B,), rows, columns (B, p, p) ->
@@ -124,13 +131,29 @@ class _Pixels:
         return self.rgb[index].permute(0, 3, 1, 2).float() / 255
 
 
+def downsampled(images: list[np.ndarray], scale: int) -> list[np.ndarray]:
+    """`imresize` of each image by 1 / `scale`. Where they are large, as DIV2K's are, it takes a quarter of an hour, so
+    what is made is kept as PNG files in `lr/` of the download cache."""
+    if sum(image.size for image in images) < KEPT_ABOVE:
+        return [imresize(image, 1 / scale) for image in images]
+    small = []
+    for image in tqdm(images, f"LR images, x{scale}", delay=2):
+        digest = hashlib.sha256(f"{image.shape} x{scale} ".encode() + image.tobytes()).hexdigest()
+        path = config.cache_root() / "lr" / f"{digest}.png"
+        if not path.exists():
+            stream = io.BytesIO()
+            Image.fromarray(imresize(image, 1 / scale)).save(stream, "PNG")
+            write_bytes(path, stream.getvalue())
+        small.append(read_image(path))
+    return small
+
+
 class PatchSampler:
     """Aligned, augmented LR/HR patch pairs cut on the device; batch u is a pure function of (seed, u).
 
-    Every image is equally likely, then every position in it, then each of the 8 flips and rotations. Nothing is kept
-    between batches, so training can continue at any update, and all networks trained with one seed see the same
-    batches. `images`: uint8 (H, W, 3) each; `patch`: side of an LR patch, pixels. Raises ValueError if there is no
-    image or one is smaller than an HR patch.
+    Every image is equally likely, then every position in it, then each of the 8 flips and rotations. All networks
+    trained with one seed see the same batches. `images`: uint8 (H, W, 3) each; `patch`: side of an LR patch, pixels.
+    Raises ValueError if there is no image or one is smaller than an HR patch.
     """
 
     def __init__(self, images: dict[str, np.ndarray], scale: int, patch: int, *, device: torch.device | str = "cpu"):
@@ -142,13 +165,13 @@ class PatchSampler:
                                  f"patch of {patch * scale} x {patch * scale} ({patch} at x{scale})")
         self.scale, self.patch, self.device = scale, patch, torch.device(device)
         hr = [crop_to_multiple(image, scale) for image in images.values()]
-        lr = [imresize(image, 1 / scale) for image in hr]
+        lr = downsampled(hr, scale)
         self._size = np.array([image.shape[:2] for image in lr])
         self._lr, self._hr = _Pixels(lr, self.device), _Pixels(hr, self.device)
 
     def draw(self, seed: int, update: int, batch: int) -> Tensor:
         """What mini-batch `update` shows, (6, B) integers on the device: image, top, left (LR pixels), and 0 or 1 for
-        transpose, flip rows, flip columns. On a GPU nothing waits for the copy."""
+        transpose, flip rows, flip columns."""
         random = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, update]))
         image = random.integers(len(self._size), size=batch)
         room = self._size[image] - self.patch + 1
@@ -178,11 +201,15 @@ class PatchSampler:
         return self.cut(self.draw(seed, update, batch))
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=1)   # of one scale: DIV2K takes 9 GB of the device's memory
 def training_data(names: tuple[str, ...], scale: int, patch: int,
                   device: str) -> tuple[PatchSampler, dict, tuple[str, ...]]:
     """What a run is trained on: the sampler, the validation images (see `split`), and the names of the training images
-    that are left out, which are TEST_TWINS and those smaller than an HR patch. The errors are those of `split`."""
+    that are left out, which are TEST_TWINS and those smaller than an HR patch.
+
+    `names`: training sets, such as ("T91", "BSDS500"); `scale`: 2, 3 or 4; `patch`: side of an LR patch, pixels;
+    `device`: "cpu" or "cuda". The errors are those of `split`. For pictures of your own, make a `PatchSampler` of them.
+    """
     train, validation = split(names)
     small = tuple(name for name, image in train.items() if min(image.shape[:2]) < patch * scale)
     twins = tuple(name for name in TEST_TWINS if name.split("/")[0] in names)

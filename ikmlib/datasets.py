@@ -13,6 +13,7 @@ import os
 import shutil
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -29,61 +30,57 @@ REGISTRY = Path(__file__).with_name("registry.csv")   # pixels_sha256: of shape 
 
 
 class FetchError(RuntimeError):
-    """A set could not be downloaded; the message is one line that names file, source and folder, and what to do."""
+    """A set could not be downloaded: one line that names source, folder and error, and says what to do."""
 
 
 class ImageSet(NamedTuple):
-    """An image set. `folders` below a data root are tried in order; `fetch` writes to the first."""
+    """An image set. Its folder lies below a data root; the embedded sets lie in the installed scikit-image."""
 
     name: str
     role: str                       # train | validation | test | known answers
     count: int                      # images
-    licence: str                    # licence, and whom to cite
-    folders: tuple[str, ...] = ()   # none: the photographs inside the installed scikit-image
-    parts: tuple[str, ...] = ("",)  # the subfolders or the files of a folder that belong to the set
-    archive: tuple[str, str] = ("", "")   # address and sha256 of a zip file that holds the first folder
+    folder: str = ""
+    patterns: tuple[str, ...] = ("*",)   # which of the files below the folder belong to the set
 
 
-_BSD = "academic use; cite Arbelaez et al. 2011"
-# BSD100 is BSDS500's `val`, so the training set BSDS500 is `train` and `test` only. Its authors pack it in data/images.
+# BSD100 is BSDS500's `val`, so the training set BSDS500 is `train` and `test` only.
 SETS = {s.name: s for s in (
-    ImageSet("Set5", "test", 5, "academic use; cite Bevilacqua et al. 2012", ("Set5",)),
-    ImageSet("Set14", "test", 14, "academic use; cite Zeyde et al. 2010", ("Set14",)),
-    ImageSet("BSD100", "test", 100, _BSD, ("BSDS500/val", "BSDS500/data/images/val", "BSD100")),
-    ImageSet("Urban100", "test", 100, "academic use; cite Huang et al. 2015", ("Urban100",)),
-    ImageSet("Manga109", "test", 109, "no redistribution; cite Matsui et al. 2017", ("Manga109",)),
-    ImageSet("T91", "train", 91, "academic use; cite Yang et al. 2010", ("T91",)),
-    ImageSet("BSDS500", "train", 400, _BSD, ("BSDS500", "BSDS500/data/images"), ("train", "test")),
-    ImageSet("DIV2K", "train", 800, "academic use only; cite Agustsson and Timofte 2017",
-             ("DIV2K/DIV2K_train_HR", "DIV2K"), tuple(f"{i:04d}.png" for i in range(1, 801)),
-             ("https://data.vision.ee.ethz.ch/cvl/DIV2K/DIV2K_train_HR.zip",
-              "9d0b9c463f6e35b6c62cc6a930ee2224f670b34c1df841a57670f9acf0f6c335")),
-    ImageSet("Set5_LR", "known answers", 15, "Set5 through MATLAB's imresize", ("Set5_LR",), ("x2", "x3", "x4")),
-    ImageSet("embedded-train", "train", 3, "NASA, public domain (2); Scharstein et al. 2014",
-             parts=("astronaut.png", "hubble_deep_field.jpg", "motorcycle_left.png")),
-    ImageSet("embedded-val", "validation", 1, "SpaceX, public domain", parts=("rocket.jpg",)),
-    ImageSet("embedded-test", "test", 2, "CC0, S. van der Walt; CC0, R. Michetti", parts=("chelsea.png", "coffee.png")),
+    ImageSet("Set5", "test", 5, "Set5"),
+    ImageSet("Set14", "test", 14, "Set14"),
+    ImageSet("BSD100", "test", 100, "BSDS500/val"),
+    ImageSet("Urban100", "test", 100, "Urban100"),
+    ImageSet("Manga109", "test", 109, "Manga109"),
+    ImageSet("T91", "train", 91, "T91"),
+    ImageSet("BSDS500", "train", 400, "BSDS500", ("train/*", "test/*")),
+    ImageSet("DIV2K", "train", 800, "DIV2K/DIV2K_train_HR"),
+    ImageSet("Set5_LR", "known answers", 15, "Set5_LR", ("x?/*",)),   # of MATLAB's imresize
+    ImageSet("embedded-train", "train", 3, patterns=("astronaut.png", "hubble_deep_field.jpg", "motorcycle_left.png")),
+    ImageSet("embedded-val", "validation", 1, patterns=("rocket.jpg",)),
+    ImageSet("embedded-test", "test", 2, patterns=("chelsea.png", "coffee.png")),
 )}
+# Address and sha256 of the zip file that holds a set's folder
+ARCHIVES = {"DIV2K": ("https://data.vision.ee.ethz.ch/cvl/DIV2K/DIV2K_train_HR.zip",
+                      "9d0b9c463f6e35b6c62cc6a930ee2224f670b34c1df841a57670f9acf0f6c335")}
 
 
 def image_set(name: str) -> ImageSet:
-    """The set called `name`: one of SETS, or a folder of IKM_DATA that holds pictures. ValueError for any other."""
+    """The set called `name`: one of SETS, a folder of IKM_DATA that holds pictures, or any folder of pictures by its
+    path. ValueError for any other."""
     own = config.folder_from("IKM_DATA")
     if own and name not in SETS and name == Path(name).name and (found := _pictures(own / name)):
-        return ImageSet(name, "test", len(found), "your own", (name,))
-    config.require("image set", name, SETS)
+        return ImageSet(name, "test", len(found), name)
+    if name not in SETS and os.path.isdir(name):
+        if not (found := _pictures(Path(name))):
+            raise ValueError(f"no pictures in the folder {name}; allowed are {', '.join(SUFFIXES)}")
+        return ImageSet(name, "test", len(found), os.path.abspath(name))
+    config.require("image set or folder", name, SETS)
     return SETS[name]
 
 
-def _pictures(folder: Path, parts: tuple[str, ...] = ("",)) -> list[Path]:
+def _pictures(folder: Path, patterns: tuple[str, ...] = ("*",)) -> list[Path]:
     """The set's pictures in a folder, sorted: files with a picture's suffix that are not hidden."""
-    found = []
-    for part in (folder / part for part in parts):
-        if os.path.isdir(part) and os.access(part, os.R_OK | os.X_OK):
-            found += [p for p in part.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
-        elif os.path.isfile(part):
-            found.append(part)
-    return sorted(found)
+    return sorted(path for pattern in patterns for path in folder.glob(pattern)
+                  if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
 
 
 def _find(spec: ImageSet) -> tuple[Path, list[Path]]:
@@ -91,17 +88,15 @@ def _find(spec: ImageSet) -> tuple[Path, list[Path]]:
     own = config.folder_from("IKM_DATA")
     if own and not own.is_dir():
         raise NotADirectoryError(f"IKM_DATA={own} is not a folder; it should hold Set5/, T91/, BSDS500/ ...")
-    places = [root / folder / inner for root in (own, config.cache_root()) if root
-              for folder in spec.folders for inner in ("", "HR")]
-    if not spec.folders:
+    places = [root / spec.folder / inner for root in (own, config.cache_root()) if root for inner in ("", "HR")]
+    if not spec.folder:
         places = [Path(importlib.util.find_spec("skimage").origin).parent / "data"]
-    found = [(place, _pictures(place, spec.parts)) for place in places]
+    found = [(place, _pictures(place, spec.patterns)) for place in places]
     return max(found, key=lambda one: (len(one[1]) == spec.count, len(one[1])))
 
 
 def is_installed(name: str) -> bool:
-    """Whether all images of the set are there. Raises ValueError for an unknown set, NotADirectoryError if IKM_DATA is
-    set to something that is no folder."""
+    """Whether the set is all there. ValueError for an unknown set, NotADirectoryError for a wrong IKM_DATA."""
     spec = image_set(name)
     return len(_find(spec)[1]) == spec.count
 
@@ -123,13 +118,13 @@ def paths(name: str) -> dict[str, Path]:
 
 
 def _advice(spec: ImageSet) -> str:
-    if not spec.folders:
+    if not spec.folder:
         return "Reinstall scikit-image, which brings these photographs."
     first = f"Run `python -m ikmlib data fetch {spec.name}`, which writes to IKM_CACHE, or"
     if spec.name == "Manga109":
         first = "Manga109 may not be redistributed: ask its authors (http://www.manga109.org), then"
-    by_hand = f"run `wget -c {spec.archive[0]}`, unpack it and " if spec.archive[0] else ""
-    return f"{first} {by_hand}set IKM_DATA to a folder that holds {spec.folders[0]}/ with its {spec.count} images."
+    by_hand = f"run `wget -c {ARCHIVES[spec.name][0]}`, unpack it and " if spec.name in ARCHIVES else ""
+    return f"{first} {by_hand}set IKM_DATA to a folder that holds {spec.folder}/ with its {spec.count} images."
 
 
 def load(name: str) -> dict[str, np.ndarray]:
@@ -147,9 +142,9 @@ def load(name: str) -> dict[str, np.ndarray]:
 
 def _published(spec: ImageSet) -> dict[str, NamedTuple]:
     """The rows that the registry has of a set, by the name of the image."""
-    table, folder = pd.read_csv(REGISTRY, keep_default_na=False), "".join(spec.folders[:1])
-    mine = table[table.path.str.startswith(tuple(f"{folder}/{part}" for part in spec.parts))]
-    return {row.path.removeprefix(f"{folder}/").rpartition(".")[0]: row for row in mine.itertuples()}
+    table = pd.read_csv(REGISTRY, keep_default_na=False)
+    return {row.path.removeprefix(f"{spec.folder}/").rpartition(".")[0]: row for row in table.itertuples()
+            if any(fnmatchcase(row.path, f"{spec.folder}/{pattern}") for pattern in spec.patterns)}
 
 
 @lru_cache(maxsize=2000)
@@ -171,20 +166,17 @@ def verify(name: str) -> pd.DataFrame:
     `ok`: a published file, a copy in another format with its name and pixels or, of a set that nobody published, a file
     that can be read to its last pixel. `differs`: it can be read, but is none of these.
     """
-    published = _published(image_set(name))
-    found = tqdm(paths(name).items(), f"verify {name}", delay=2)
-    return pd.DataFrame([(image, _state(path, image, published)) for image, path in found], columns=["image", "state"])
-
-
-def _state(path: Path, image: str, published: dict[str, NamedTuple]) -> str:
-    known = published.get(image)
-    if known and files.sha256(path) == known.sha256:
-        return "ok"
-    try:
-        pixels = _pixels_sha256(path, path.stat().st_mtime_ns)
-    except ValueError:
-        return "corrupt"
-    return "ok" if not published or known and pixels == known.pixels_sha256 else "differs"
+    published, rows = _published(image_set(name)), []
+    for image, path in tqdm(paths(name).items(), f"verify {name}", delay=2):
+        known, state = published.get(image), "ok"
+        if not known or files.sha256(path) != known.sha256:
+            try:
+                if _pixels_sha256(path, path.stat().st_mtime_ns) != getattr(known, "pixels_sha256", "") and published:
+                    state = "differs"
+            except ValueError:
+                state = "corrupt"
+        rows.append((image, state))
+    return pd.DataFrame(rows, columns=["image", "state"])
 
 
 def in_words(states: pd.DataFrame) -> str:
@@ -206,36 +198,33 @@ def fetch(name: str) -> Path:
 
     Files that are there and right are kept, others replaced. Raises FetchError.
     """
-    spec = image_set(name)
-    (root, found), published = _find(spec), _published(spec)
-    folder = config.cache_root().joinpath(*spec.folders[:1])
-    if len(found) == spec.count and (root != folder or not published):
-        return root
-    if not (published or spec.archive[0]):
-        raise FetchError(_advice(spec))
-    try:
-        cache = config.cache_root().expanduser()   # RuntimeError where the system knows no home folder
-        if spec.archive[0]:
-            packed = _download(*spec.archive, cache / f"{spec.folders[0]}.zip", progress=True)
-            shutil.unpack_archive(packed, packed.parent)
-            packed.unlink()
-        with ThreadPoolExecutor(4) as pool:
-            done = pool.map(lambda row: _download(
-                f"{RAW}/{row.repository}/{row.commit}/{row.repository_path}", row.sha256, cache / row.path),
-                published.values())
-            list(tqdm(done, name, len(published), delay=2))
-    except (OSError, RuntimeError) as error:
-        raise FetchError(f"{name} could not be fetched into {folder} ({error}). {_advice(spec)}") from error
-    return folder
-
-
-def _download(url: str, sha256: str, path: Path, progress: bool = False) -> Path:
-    """Download a file, unless it is there and right. Raises OSError, in one line with the address."""
     import pooch  # here, because nothing else needs it
 
+    spec = image_set(name)
+    (root, found), published = _find(spec), _published(spec)
+    folder = config.cache_root() / spec.folder
+    if len(found) == spec.count and (root != folder or not published):
+        return root
+    sources = {row.path: (f"{RAW}/{row.repository}/{row.commit}/{row.repository_path}", row.sha256)
+               for row in published.values()}
+    if name in ARCHIVES:
+        sources = {f"{spec.folder}.zip": ARCHIVES[name]}
+    if not sources:
+        raise FetchError(_advice(spec))
     pooch.get_logger().setLevel("WARNING")
+    download = pooch.HTTPDownloader(progressbar=name in ARCHIVES)
     try:
-        source = pooch.create(path.parent, "", registry={path.name: sha256}, urls={path.name: url}, retry_if_failed=3)
-        return Path(source.fetch(path.name, downloader=pooch.HTTPDownloader(progressbar=progress)))
-    except (OSError, ValueError) as error:   # ValueError: another sha256
-        raise OSError(f"{path.name} cannot be had from {url}: {' '.join(str(error).split())}") from error
+        cache = config.cache_root().expanduser()   # RuntimeError where the system knows no home folder
+        store = pooch.create(cache, "", urls={path: url for path, (url, _) in sources.items()},
+                             registry={path: sha256 for path, (_, sha256) in sources.items()}, retry_if_failed=3)
+        with ThreadPoolExecutor(4) as pool:
+            done = pool.map(lambda path: store.fetch(path, downloader=download), sources)
+            list(tqdm(done, name, len(sources), delay=2))
+        if name in ARCHIVES:
+            packed = cache / f"{spec.folder}.zip"
+            shutil.unpack_archive(packed, packed.parent)
+            packed.unlink()
+    except (OSError, RuntimeError, ValueError) as error:   # ValueError: another sha256
+        source, why = ARCHIVES.get(name, (RAW,))[0], " ".join(str(error).split())
+        raise FetchError(f"{name} could not be fetched from {source} into {folder} ({why}). {_advice(spec)}") from error
+    return folder

@@ -9,8 +9,7 @@
    each feature once, and convolves it once, for all the layers that read it.
 4. On a CPU, images are the groups of one convolution only where they are small.
 
-A layer `conv` is an `nn.Conv2d` or a `layers.IKMConv2d`, which alone has `attention`. `Captured` and `keep_memory`
-change no result: the first launches an update on a GPU at once, the second keeps a CPU process's memory.
+A layer `conv` is an `nn.Conv2d` or a `layers.IKMConv2d`, which alone has `attention`.
 """
 from __future__ import annotations
 
@@ -97,8 +96,7 @@ def modulated_conv2d(x: Tensor, weight: Tensor, attention: Tensor | float, bias:
                      padding=0, dilation=1, gradient: str = "iso") -> Tensor:
     """`layers.modulated_conv2d`: convolution of image b with a_b * w; x (B, Ci, H, W) -> (B, Co, H', W').
 
-    One plain convolution does where one kernel serves all images: with the rule "go", and where the attention is a
-    number or that of one image. The batch may be empty.
+    Where one kernel serves all images, it is one plain convolution. The batch may be empty.
     """
     check_attention(x, weight, attention)
     geometry, images = [_ntuple(2)(n) for n in (stride, padding, dilation)], x.shape[0]
@@ -123,14 +121,11 @@ def modulated_conv2d(x: Tensor, weight: Tensor, attention: Tensor | float, bias:
 
 def after_relu(conv: nn.Conv2d) -> dict[str, float]:
     """What to call a layer with, beside an input that comes from a ReLU: {"attention": a} where the ReLU makes it the
-    same number for every image, {} where it must be computed, and for a plain convolution.
-
-    (A NaN in the input is not principal. Where there is one, the output is NaN either way, but what the NaN's channel
-    adds elsewhere in its image is not quite the same.)
+    same number for every image (without a NaN, which is not principal), {} otherwise and for a plain convolution.
     """
     if not hasattr(conv, "attention") or conv.strict or isinstance(conv.tau, str) or conv.tau > 0:
         return {}
-    return {"attention": 1.5 if conv.transform == "sigmoid" else 1.0}   # all cells are alike: n softmax(p) = 1
+    return {"attention": conv.constant_attention}
 
 
 # --- a dense unit ---------------------------------------------------------------------------------------------------
@@ -150,11 +145,7 @@ def _kernels_by_input(convs: Sequence[nn.Conv2d]) -> list[Tensor]:
 
 
 def dense_unit(unit: nn.Module, x: Tensor) -> Tensor:
-    """`models.DenseUnit` by inputs, for layers that are `alike`: x (B, C, H, W) -> same shape.
-
-    Nothing is concatenated until the transition, and with IKM a unit has one modulated convolution instead of d
-    wherever the attention of the ReLUs' outputs is a known number.
-    """
+    """`models.DenseUnit` by inputs, for layers that are `alike`: x (B, C, H, W) -> same shape."""
     features, sums = [x], None   # sums: what the inputs so far give to the layers that are still to come
     layers = zip(unit.convs, unit.attentions, _kernels_by_input(unit.convs), strict=True)
     for i, (conv, attention, kernel) in enumerate(layers):
@@ -217,12 +208,8 @@ class Captured:
 
 
 def keep_memory() -> None:
-    """Tell glibc to keep what is freed, as caching allocators do, for the rest of this process.
-
-    Otherwise it gives memory back and takes it again, thousands of page faults a call: a third of the time of scoring a
-    photograph on one core. Elsewhere than with glibc, nothing is done.
-    """
-    with suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
+    """Tell glibc, where it is used, to keep freed memory for the rest of this process. Otherwise it gives memory back
+    and takes it again: a third of the time of scoring a photograph on one core."""
+    with suppress(AttributeError):
         for option in (-1, -3):   # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-            libc.mallopt(option, 2**31 - 1)
+            ctypes.CDLL(None).mallopt(option, 2**31 - 1)

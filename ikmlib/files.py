@@ -49,7 +49,7 @@ def _sync(path: Path) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write to a temporary file beside `path`, which then takes its place. OSError, with the path, if that fails."""
+    """Write to a temporary file beside `path`, which then takes its place. Raises OSError with the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -4,8 +4,8 @@ Letters, used everywhere: B images in the batch, Ci/Co input/output channels, k 
 The attention of image b is a_b (Ci, k, k), the shared kernel is w (Co, Ci, k, k), the modulated kernel w_b = a_b * w.
 
 Two pure functions make an IKM layer: `contextual_attention` computes a_b from an image, `modulated_conv2d` convolves
-the image with a_b * w. Both are written as the paper writes them, and `IKMConv2d` calls one after the other. It has one
-switch: where its `fast` is True (the default) it calls the quicker `fast.modulated_conv2d`, the same to rounding.
+the image with a_b * w. `IKMConv2d` calls one after the other. It has one switch: where its `fast` is True (the default)
+it calls the quicker `fast.modulated_conv2d`, the same to rounding.
 """
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ TRANSFORMS = ("sigmoid", "softmax", "residual")
 ATTENTIONS = ("none", "ca", "sa", "ikm")
 CONTEXTS = ("own", "constant", "shuffled")
 THRESHOLDS = ("mean", "median")   # what tau may be beside a number
-CONSTANT_ATTENTION = {"sigmoid": 1.5, "softmax": 1.0, "residual": 1.0}   # where all cells are alike
+OPTIONS = ("gradient", "tau", "strict", "transform", "context")   # of an IKM layer
 
 
 def check_options(*, gradient: str, tau: float | str, strict: bool, transform: str, context: str) -> None:
-    """Raise ValueError, which names the value and what is allowed, for an option that no IKM layer has."""
+    """Raise ValueError for an option that no IKM layer has."""
     require("gradient rule", gradient, GRADIENTS)
     require("transform", transform, TRANSFORMS)
     require("context", context, CONTEXTS)
@@ -71,7 +71,7 @@ def proportion_transform(pooled: Tensor, transform: str = "sigmoid") -> Tensor:
     "softmax"   a = n softmax(p), the values that Fig. 2 shows
     "residual"  a = 1 + softmax(p) - 1/n, an older form, within 1 +- 1/n
 
-    `CONSTANT_ATTENTION` is a where all cells are alike. Raises ValueError for another transform.
+    Where all cells are alike, a = 1.5 of "sigmoid" and 1 of the others. Raises ValueError for another transform.
     """
     require("transform", transform, TRANSFORMS)
     share = torch.softmax(pooled.flatten(2).transpose(1, 2), 1)   # (B, n, Ci): over a last axis of nine it is slow
@@ -86,8 +86,7 @@ def proportion_transform(pooled: Tensor, transform: str = "sigmoid") -> Tensor:
 
 
 def attention_range(cells: int = 9, transform: str = "sigmoid") -> tuple[float, float]:
-    """Least and largest value of the attention, by default in its released form: those of a cell without principal
-    pixels among full ones, and of a full cell among empty ones."""
+    """Least and largest attention: of an empty cell among full ones, and of a full one among empty ones."""
     one = torch.eye(cells, dtype=torch.float64)[:1, None]
     return tuple(proportion_transform(pooled, transform)[0, 0, 0].item() for pooled in (1 - one, one))
 
@@ -96,9 +95,8 @@ def contextual_attention(x: Tensor, kernel_size: int | tuple[int, ...], *, tau: 
                          transform: str = "sigmoid") -> Tensor:
     """The attention of each image, a_b = CAG(x_b) (Eqs. 9-11).
 
-    x (B, Ci, H, W) or (B, Ci, L) -> (B, Ci, k, k) or (B, Ci, k). There are no parameters, and no gradient flows
-    through, because the threshold is hard. The defaults are the released form. `pooled_mask` and
-    `proportion_transform` explain the options and the errors.
+    x (B, Ci, H, W) or (B, Ci, L) -> (B, Ci, k, k) or (B, Ci, k), without parameters and without gradient. The defaults
+    are the released form. `pooled_mask` and `proportion_transform` explain the options and the errors.
     """
     return proportion_transform(pooled_mask(x, kernel_size, tau=tau, strict=strict), transform)
 
@@ -168,8 +166,12 @@ class IKMConv2d(nn.Conv2d):
             raise ValueError(f"padding must be a number or a pair of numbers, not {padding!r}")
         super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=padding, dilation=dilation,
                          bias=bias)
-        self.gradient, self.context = gradient, context
-        self.tau, self.strict, self.transform = tau, strict, transform
+        self.gradient, self.tau, self.strict, self.transform, self.context = gradient, tau, strict, transform, context
+
+    @property
+    def constant_attention(self) -> float:
+        """The attention where all cells are alike, so that n softmax(p) = 1 (Eq. 11)."""
+        return 1.5 if self.transform == "sigmoid" else 1.0
 
     def attention(self, x: Tensor) -> Tensor | float:
         """This layer's own attention of x (Eqs. 9-11), for any number of channels C.
@@ -177,7 +179,7 @@ class IKMConv2d(nn.Conv2d):
         (B, C, H, W) or (C, H, W) -> (B, C, k, k) or (1, C, k, k); with `context="constant"` a number.
         """
         if self.context == "constant":
-            return CONSTANT_ATTENTION[self.transform]
+            return self.constant_attention
         own = contextual_attention(x if x.dim() == 4 else x[None], self.kernel_size, tau=self.tau, strict=self.strict,
                                    transform=self.transform)
         return own.roll(-1, 0) if self.context == "shuffled" else own

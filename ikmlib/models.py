@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ikmlib import fast
 from ikmlib.config import require
-from ikmlib.layers import ATTENTIONS, ChannelAttention, IKMConv2d, SpatialAttention, check_options
+from ikmlib.layers import ATTENTIONS, OPTIONS, ChannelAttention, IKMConv2d, SpatialAttention, check_options
 
 SCALES = (2, 3, 4)
 BLOCKS = ("rb", "db", "rdb", "uhdb")
@@ -29,8 +29,7 @@ RGB_STD = (0.242, 0.234, 0.246)
 class Architecture:
     """What a network is. The defaults are U-HDN with IKM; `ARCHITECTURES` names the paper's networks.
 
-    Every field is checked, also where the network does not use it. Raises ValueError, which names the value and what is
-    allowed.
+    Every field is checked, also where the network does not use it. Raises ValueError.
     """
 
     block: str = "uhdb"                               # rb | db | rdb | uhdb
@@ -51,8 +50,7 @@ class Architecture:
     def __post_init__(self):
         require("block", self.block, BLOCKS)
         require("attention", self.attention, ATTENTIONS)
-        check_options(gradient=self.gradient, tau=self.tau, strict=self.strict, transform=self.transform,
-                      context=self.context)
+        check_options(**{name: getattr(self, name) for name in OPTIONS})
         if not isinstance(self.depths, tuple) or not self.depths:
             raise ValueError(f"depths must be a tuple of numbers, one or more, not {self.depths!r}")
         counts = [(name, getattr(self, name)) for name in ("blocks", "channels", "growth", "kernel", "dilation")]
@@ -83,8 +81,8 @@ def _conv(arch: Architecture, in_channels: int, out_channels: int) -> nn.Conv2d:
     """A k x k convolution of a block, without bias, keeping H and W; modulated if the attention is IKM."""
     shape = dict(padding=arch.dilation * (arch.kernel - 1) // 2, dilation=arch.dilation, bias=False)
     if arch.attention == "ikm":
-        conv = IKMConv2d(in_channels, out_channels, arch.kernel, **shape, gradient=arch.gradient, tau=arch.tau,
-                         strict=arch.strict, transform=arch.transform, context=arch.context)
+        options = {name: getattr(arch, name) for name in OPTIONS}
+        conv = IKMConv2d(in_channels, out_channels, arch.kernel, **shape, **options)
     else:
         conv = nn.Conv2d(in_channels, out_channels, arch.kernel, **shape)
     with torch.no_grad():
@@ -200,9 +198,8 @@ def upscaler(c: int, scale: int, *activation: nn.Module, groups: int = 1, bias: 
 class SRNetwork(nn.Module):
     """The backbone of Fig. 4: head, N blocks, convolution, long skip, sub-pixel upscaling, tail.
 
-    It takes RGB (B, 3, H, W) in 0..1 and returns RGB (B, 3, sH, sW) in about 0..1, not clipped. Inside, values are
-    normalised with the mean and standard deviation of the paper's training set. `fast=False` computes the blocks as
-    written here and in `layers`. Raises ValueError for an unknown scale.
+    It takes RGB (B, 3, H, W) in 0..1 and returns RGB (B, 3, sH, sW) in about 0..1, not clipped. `fast=False` computes
+    the blocks as written here and in `layers`. Raises ValueError for an unknown scale.
     """
 
     def __init__(self, arch: Architecture, scale: int, *, fast: bool = True):
@@ -227,24 +224,13 @@ class SRNetwork(nn.Module):
         return self.tail(self.upscale(features)) * self.std + self.mean
 
 
-def build_model(name: str, *, scale: int = 2, attention: str = "ikm") -> SRNetwork:
-    """One of the paper's networks: uhdn, uhdn_l, or Table III's rb, db, rdb, uhdb, with attention ikm, none, ca or sa.
-
-    It has PyTorch's default initialisation. Raises ValueError for an unknown name, scale or attention. Other networks
-    are made in the manner of `SRNetwork(replace(ARCHITECTURES[name], kernel=5), scale)`.
-    """
-    require("architecture", name, tuple(ARCHITECTURES))
-    return SRNetwork(replace(ARCHITECTURES[name], attention=attention), scale)
-
-
 def complexity(model: nn.Module, scale: int, *, activations: bool = False) -> tuple[int, int]:
     """(#Params, #FLOPs): the number of parameters, and of multiply-adds of all convolutions for a 480 x 360 output.
 
-    This is how the paper counts its own networks: the input has 480/s x 360/s pixels; each weight counts once for every
-    output pixel (in a transposed convolution, for every input pixel), each bias once for every output value.
-    `activations` adds what fits most other methods in Tables I and II: one for every value that an activation layer
-    returns or a pooling layer takes. Only modules count as layers: `F.relu` is free. The network runs on the "meta"
-    device, which computes shapes alone.
+    This is how the paper counts its own networks: each weight counts once for every output pixel (in a transposed
+    convolution, for every input pixel), each bias once for every output value. `activations` adds what fits most other
+    methods in Tables I and II: one for every value that an activation layer returns or a pooling layer takes. Only
+    modules count as layers: `F.relu` is free. The network runs on the "meta" device, which computes shapes alone.
     """
     shadow = copy.deepcopy(model).to("meta").eval()
     counts = []

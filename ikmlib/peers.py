@@ -394,7 +394,10 @@ COUNTED = {"srcnn": {"middle": 1, "bias": False}, "lapsrn": {"one_level": True},
 
 def build_peer(name: str, scale: int, *, counted: bool = False) -> nn.Module:
     """A network of `PEERS` for x2, x3 or x4: the published one, but for what its docstring names, or, if `counted`, the
-    one whose cost the paper prints. Raises ValueError for an unknown name or scale."""
+    one whose cost the paper prints. It has them as its attributes `peer` and `scale`. Raises ValueError for an unknown
+    name or scale."""
     require("network", name, tuple(PEERS))
     require("scale", scale, SCALES)
-    return PEERS[name](scale, **(COUNTED.get(name, {}) if counted else {}))
+    network = PEERS[name](scale, **(COUNTED.get(name, {}) if counted else {}))
+    network.peer, network.scale = name, scale
+    return network

@@ -1,12 +1,9 @@
-"""Training that can stop at any instant and continue to the identical result, and evaluation."""
+"""Training that can be stopped at any instant and continued to the identical result, and evaluation."""
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -15,17 +12,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ikmlib import datasets
 from ikmlib.config import require
 from ikmlib.data import PatchSampler, crop_to_multiple, imresize, to_rgb
 from ikmlib.fast import Captured
 from ikmlib.files import load_torch, reading, save_torch
 from ikmlib.metrics import RGB_TO_Y, psnr_y, ssim_y
 from ikmlib.models import RGB_STD
+from ikmlib.pictures import read_image
 
-SAVE_EVERY = 60.0      # seconds between checkpoints
+SAVE_EVERY = 30.0      # seconds between checkpoints
 CHECK_EVERY = 25       # updates between looks at the loss on a GPU, where a look waits for the device
 DIVERGED = 5.0         # times its lowest level, at which the smoothed loss stops a run
 
@@ -41,22 +41,14 @@ class NotFinite(ValueError):
     """A network returned NaN or infinity."""
 
 
-def super_resolve(model: nn.Module, lr_uint8: np.ndarray, scale: int | None = None, white: int = 1) -> np.ndarray:
-    """One image through the network: uint8 (h, w, 3) -> uint8 (s h, s w, 3), clipped and rounded.
-
-    The network gets RGB (1, 3, h, w) in 0..`white`, in the precision of its parameters, and runs in evaluation mode.
-    Raises ValueError for another image, and for a network that does not return (1, 3, s h, s w), s being `scale` or, by
-    default, any whole number; NotFinite if it returns NaN or infinity.
-    """
-    if lr_uint8.dtype != np.uint8 or lr_uint8.ndim != 3 or lr_uint8.shape[2] != 3:
-        raise ValueError(f"a network takes an image uint8 (h, w, 3), not {lr_uint8.dtype} {lr_uint8.shape}")
+def _forward(model: nn.Module, x: Tensor, scale: int | None) -> Tensor:
+    """RGB (1, 3, h, w) -> (1, 3, s h, s w), both float32, by a network in evaluation mode and its own precision."""
     like = next((p for p in chain(model.parameters(), model.buffers()) if p.is_floating_point()), torch.empty(0))
-    x = torch.from_numpy(np.ascontiguousarray(lr_uint8)).to(like.device).permute(2, 0, 1)[None].float() / (255 // white)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.inference_mode():
-            y = model(x.to(like.dtype).contiguous(memory_format=torch.channels_last))
+            y = model(x.to(like).contiguous(memory_format=torch.channels_last))
     finally:
         for module, training in modes:
             module.training = training
@@ -66,44 +58,53 @@ def super_resolve(model: nn.Module, lr_uint8: np.ndarray, scale: int | None = No
     expected = (1, 3, s * x.shape[2], s * x.shape[3])
     if y.shape != expected:
         raise ValueError(f"the network returned {tuple(y.shape)} for {tuple(x.shape)}, not {expected}: x{s} of RGB")
+    return y.float()
+
+
+def super_resolve(model: nn.Module, lr_uint8: np.ndarray, scale: int | None = None) -> np.ndarray:
+    """One image through the network: uint8 (h, w, 3) -> uint8 (s h, s w, 3), clipped and rounded.
+
+    The network gets RGB (1, 3, h, w) in 0..1, in the precision of its parameters, and runs in evaluation mode. Raises
+    ValueError for another image, and for a network that does not return (1, 3, s h, s w), where s is `scale` or, by
+    default, any whole number; NotFinite if it returns NaN or infinity.
+    """
+    if lr_uint8.dtype != np.uint8 or lr_uint8.ndim != 3 or lr_uint8.shape[2] != 3:
+        raise ValueError(f"a network takes an image uint8 (h, w, 3), not {lr_uint8.dtype} {lr_uint8.shape}")
+    x = torch.from_numpy(np.ascontiguousarray(lr_uint8)).permute(2, 0, 1)[None].float() / 255
+    y = _forward(model, x, scale)[0]
     if not y.isfinite().all():
         raise NotFinite("the network returned numbers that are not finite")
-    return ((y[0].float() / white).permute(1, 2, 0).clamp(0, 1) * 255).round().byte().cpu().numpy()
+    return (y.permute(1, 2, 0).clamp(0, 1) * 255).round().byte().cpu().numpy()
 
 
 def check_network(model: nn.Module, scale: int) -> None:
     """Raise ValueError for a network that `super_resolve` refuses at this scale, or that takes and returns colours of
-    0..255 in place of 0..1, as EDSR's published ones do: its result for a probe of 48 x 48 pixels, which grow lighter
-    from one corner to the other, is far from the probe in 0..1, but right in 0..255. (So is that of some untrained
-    networks that add a residual with biases to an interpolated image.)"""
-    ramp = np.arange(0, 120, 2.5)
-    probe = np.repeat(np.add.outer(ramp, ramp).astype(np.uint8)[..., None], 3, axis=2)
-
-    def levels_off(white: int) -> float:
-        result = super_resolve(model, probe, scale, white).reshape(48, scale, 48, scale, 3).mean((1, 3))
-        return abs(result - probe).mean()
-
+    0..255 in place of 0..1, as EDSR's published ones do: its result for a smooth probe of 48 x 48 pixels is far from
+    the probe in 0..1, but right in 0..255. (Some untrained networks that add a residual with biases to an interpolated
+    image are refused, too.)"""
+    ramp = torch.arange(0, 120, 2.5) / 255
+    probe = (ramp[:, None] + ramp).expand(1, 3, 48, 48)
     try:
-        off = levels_off(1)
+        found = [F.avg_pool2d(_forward(model, white * probe, scale).cpu() / white, scale) for white in (1, 255)]
     except RuntimeError as error:   # of torch
         raise ValueError(f"the network does not take RGB (1, 3, 48, 48): {error}") from error
-    with suppress(NotFinite):
-        if off > 2.5 and levels_off(255) < 0.7:
-            raise ValueError(f"the network is {off:.0f} levels off, but right if colours are 0..255, where 0..1 is "
-                             "expected: train it, or wrap it in one that returns network(255 * x) / 255")
+    if not found[0].isfinite().all():
+        raise NotFinite("the network returned numbers that are not finite")
+    off, off_of_255 = (255 * (y.clamp(0, 1) - probe).abs().mean() for y in found)   # levels
+    if off > 2.5 and off_of_255 < 0.7:
+        raise ValueError(f"the network is {off:.0f} levels off, but right if colours are 0..255, where 0..1 is "
+                         "expected: train it, or wrap it in one that returns network(255 * x) / 255")
 
 
 Pair = tuple[str, np.ndarray, np.ndarray]   # name, LR, HR
 
 
-def pairs(hr_images: Mapping[str, np.ndarray] | Sequence[np.ndarray], scale: int) -> Iterator[Pair]:
+def pairs(hr_images: Mapping[str, np.ndarray], scale: int) -> Iterator[Pair]:
     """(name, LR, HR) of each image, uint8 RGB: HR cropped to a multiple of `scale`, and its MATLAB-downsampled LR.
 
-    `hr_images`: name -> uint8 (H, W, 3) or (H, W, 1), or a sequence of them (named "0", "1", ...). A grey image is
-    treated as RGB. Raises ValueError, with the image's name, for anything else.
+    `hr_images`: name -> uint8 (H, W, 3) or (H, W, 1). A grey image is treated as RGB. Raises ValueError, with the
+    image's name, for anything else.
     """
-    if not isinstance(hr_images, Mapping):
-        hr_images = {str(i): image for i, image in enumerate(hr_images)}
     for name, image in hr_images.items():
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
             raise ValueError(f"image {name} is {image.dtype} {image.shape}; allowed: uint8 (H, W, 3) and (H, W, 1)")
@@ -117,14 +118,29 @@ def restored(model: nn.Module, images: Iterable[Pair]) -> Iterator[tuple[str, np
         yield name, super_resolve(model, lr, len(hr) // len(lr)), hr
 
 
-def evaluate(model: nn.Module, hr_images: Mapping[str, np.ndarray] | Sequence[np.ndarray], scale: int) -> pd.DataFrame:
+def evaluate(model: nn.Module, hr_images: Mapping[str, np.ndarray] | Sequence[np.ndarray | str | Path] | str | Path,
+             scale: int) -> pd.DataFrame:
     """Scores of a network on HR images, `scale` pixels shaved: rows of image, psnr_y (dB), ssim_y.
 
-    Raises ValueError as `pairs` and `check_network` do.
+    `hr_images`: what `pairs` takes, a list of picture files, or a folder of pictures or a set as `datasets.image_set`
+    knows them. Every image goes through the network whole. Raises ValueError as `pairs`, `check_network` and
+    `read_image` do, and for an image that is too small for SSIM.
     """
     check_network(model, scale)
-    rows = [(name, psnr_y(sr, hr, shave=scale), ssim_y(sr, hr, shave=scale))
-            for name, sr, hr in restored(model, pairs(hr_images, scale))]
+    if isinstance(hr_images, (str, Path)):
+        name = str(hr_images)
+        hr_images = datasets.load(name) if name in datasets.SETS else datasets.paths(name)
+    elif not isinstance(hr_images, Mapping):
+        hr_images = {str(i if isinstance(image, np.ndarray) else image): image for i, image in enumerate(hr_images)}
+    rows, least = [], scale * math.ceil((11 + 2 * scale) / scale)   # shaved, SSIM's window of 11 x 11 fits into it
+    for name, image in tqdm(hr_images.items(), "scores", delay=2, leave=False, disable=None):
+        image = read_image(image) if isinstance(image, (str, Path)) else image
+        for _, lr, hr in pairs({name: image}, scale):
+            if min(hr.shape[:2]) < least:
+                raise ValueError(f"image {name} of {image.shape[0]} x {image.shape[1]} pixels is too small to be "
+                                 f"scored at x{scale}; allowed: at least {least} x {least}")
+            sr = super_resolve(model, lr, scale)
+            rows.append((name, psnr_y(sr, hr, shave=scale), ssim_y(sr, hr, shave=scale)))
     return pd.DataFrame(rows, columns=["image", "psnr_y", "ssim_y"])
 
 
@@ -151,29 +167,6 @@ class Progress:
     lowest: float = float("inf")     # of `smoothed`
     total: float = 0.0               # loss summed since the last row of the curve
     stretches: list[list] = field(default_factory=list)   # [first update, on what it was trained from there on]
-
-
-@contextmanager
-def _stop_requests() -> Iterator[list]:
-    """A list that is empty until Ctrl-C or SIGTERM asks to stop, so that no update is cut in the middle.
-
-    A second Ctrl-C interrupts at once. Outside the main thread signals are left alone.
-    """
-    requests: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield requests
-        return
-
-    def ask(number, frame):
-        requests.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield requests
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler or signal.SIG_DFL)
 
 
 SCHEDULES = ("halving", "cosine")
@@ -211,8 +204,7 @@ def mae_y(sr: Tensor, hr: Tensor, std: Tensor) -> Tensor:
 
 def _learn(model: nn.Module, sampler: PatchSampler, optimizer: torch.optim.Optimizer,
            loss_of: Callable[[Tensor, Tensor], Tensor], drawn: Tensor) -> Tensor:
-    """One update, all on the device: patches are cut as drawn, Adam steps against the gradient of the loss, which is
-    returned."""
+    """One update, all on the device; returns the loss."""
     lr, hr = sampler.cut(drawn)
     loss = loss_of(model(lr), hr)
     optimizer.zero_grad(set_to_none=True)
@@ -224,13 +216,16 @@ def _learn(model: nn.Module, sampler: PatchSampler, optimizer: torch.optim.Optim
 class Trainer:
     """One run: a model, its batches and its schedule; `fit` continues from the checkpoint if there is one.
 
+    `model`: any module on the sampler's device that takes RGB (B, 3, h, w) in 0..1 and returns (B, 3, s h, s w);
+    `updates`: steps of Adam, each on `batch` patches; `rate`: the largest learning rate; `checkpoint`: the file of the
+    run's state; `validate`: the model -> PSNR in dB, as `mean_psnr` gives it, asked for `validations` times.
+
     `key` names the run inside its checkpoint; `schedule`: see `learning_rate`; `loss`: `mae` or `mae_y`; `reverse`
     shows the images of every batch in reverse order: the same mathematics, summed in another order; `where` says on
     what it is trained (machine, versions, commit), and is kept in `progress.stretches` when it changes. Batches depend
     on (seed, update) alone and Adam's state is saved, so an interrupted run ends with the same bits as an uninterrupted
-    one (same CPU, versions and number of threads; a GPU may sum in another order each time). On a GPU an update is
-    `Captured`.
-    Raises UnreadableCheckpoint for a checkpoint that is damaged or another run's, ValueError for one that lacks a part.
+    one (same CPU, versions and number of threads; a GPU may sum in another order each time). Raises
+    UnreadableCheckpoint for a checkpoint that is damaged or another run's, ValueError for one that lacks a part.
     """
 
     def __init__(self, model: nn.Module, sampler: PatchSampler, *, key: str, seed: int, updates: int, batch: int,
@@ -290,15 +285,16 @@ class Trainer:
     def fit(self, *, deadline: float = math.inf, label: str = "", show: bool = True) -> bool:
         """Train to the end, or until `deadline` (time.monotonic()); True if the run is complete.
 
-        Ctrl-C and SIGTERM end the update in progress, save, and raise KeyboardInterrupt. Raises TrainingDiverged.
+        A checkpoint is written every SAVE_EVERY seconds: that much, at most, is trained again after Ctrl-C or a kill.
+        Raises TrainingDiverged.
         """
         p, saved = self.progress, time.monotonic()
         if not self.checkpoint.exists():
             self.save()
         self.model.train()
-        with _stop_requests() as stop, tqdm(total=self.updates, initial=p.update, desc=label or self.key, unit="upd",
-                                            disable=not show, mininterval=1.0, leave=False) as bar:
-            while p.update < self.updates and not stop and time.monotonic() < deadline:
+        with tqdm(total=self.updates, initial=p.update, desc=label or self.key, unit="upd", disable=not show,
+                  mininterval=1.0, leave=False) as bar:
+            while p.update < self.updates and time.monotonic() < deadline:
                 self._advance()
                 if p.curve and p.curve[-1]["update"] == p.update:
                     bar.set_postfix_str(f"{p.curve[-1]['psnr_y']:.2f} dB")
@@ -308,8 +304,6 @@ class Trainer:
                 bar.update()
         self._check()
         self.save()
-        if stop:
-            raise KeyboardInterrupt(f"run {self.key} stopped at update {p.update}; it continues from there next time")
         return p.update >= self.updates
 
     def _advance(self) -> None:

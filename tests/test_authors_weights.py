@@ -131,7 +131,7 @@ def test_a_file_is_fetched_only_where_it_may_be_and_a_failure_is_said(at_hand, m
 
 def test_scores_under_the_images_own_attention_are_equal_however_it_is_given():
     image = np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)
-    images, network = list(pairs([image, image], 2)), book.CoMoS(2).eval()
+    images, network = list(pairs({"a": image, "b": image}, 2)), book.CoMoS(2).eval()
     table = book.scores(network, images, attention_of(network, super_resolve, network, images[0][1]), every=2)
     for column in ("frozen", "swapped"):
         np.testing.assert_allclose(table[column], table["1"], atol=1e-3)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ikmlib import datasets
+from ikmlib import config, data, datasets
 from ikmlib.data import (
     TEST_TWINS,
     VALIDATION_CROP,
@@ -185,3 +185,26 @@ def test_centre_crop():
     image = numbered(9, 5, 0)
     np.testing.assert_array_equal(centre_crop(image, 4), image[2:6, 0:4])
     np.testing.assert_array_equal(centre_crop(image, 20), image)
+
+
+def test_lr_images_of_large_sets_are_made_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("IKM_CACHE", str(tmp_path))
+    images = [np.random.default_rng(i).integers(0, 256, (24 + i, 30, 3), dtype=np.uint8) for i in (0, 2)]
+    expected = data.downsampled(images, 2)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(data, "KEPT_ABOVE", 0)
+    assert all(np.array_equal(*both) for both in zip(data.downsampled(images, 2), expected, strict=True))
+    monkeypatch.setattr(data, "imresize", None)   # any new one fails
+    assert all(np.array_equal(*both) for both in zip(data.downsampled(images, 2), expected, strict=True))
+    with pytest.raises(TypeError):
+        data.downsampled(images, 3)
+
+
+def test_auto_says_so_where_there_is_a_driver_but_no_gpu_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 470.57\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with pytest.warns(UserWarning, match=r"torch 2\..* finds no GPU: the NVIDIA driver \(470.57\).*IKM_TORCH_INDEX"):
+        assert config.get_profile("auto").name == "smoke"

@@ -52,7 +52,7 @@ def put(folder: Path, contents: dict[str, bytes]) -> None:
 def put_set(root: Path, name: str, layout: str) -> None:
     """Empty files with the published names of a set."""
     for file in datasets._published(SETS[name]).values():
-        path = root / layout / file.path.removeprefix(f"{SETS[name].folders[0]}/")
+        path = root / layout / file.path.removeprefix(f"{SETS[name].folder}/")
         put(path.parent, {path.name: b""})
 
 
@@ -95,34 +95,33 @@ def test_the_sets_have_the_published_files_and_training_sees_no_test_file():
     digests = {"train": set(), "test": set(), "known answers": set()}
     for spec in SETS.values():
         files = datasets._published(spec)
-        assert len(files) == (spec.count if spec.folders and spec.name not in ("Manga109", "DIV2K") else 0), spec.name
+        assert len(files) == (spec.count if spec.folder and spec.name not in ("Manga109", "DIV2K") else 0), spec.name
         for file in files.values():
             assert len(file.sha256) == 64
             assert len(file.pixels_sha256) == (0 if spec.name == "Urban100" else 64)
             digests[spec.role].add(file.sha256)
     assert len(digests["train"]) == 490 and len(digests["test"]) == 219     # T91's t36 and t65 are one image
     assert not digests["train"] & digests["test"]
-    assert SETS["DIV2K"].parts[-1] == "0800.png"    # 0801 to 0900 are DIV2K's validation images
     row = datasets._published(SETS["BSD100"])["101085"]
     assert (row.repository, row.commit, row.repository_path) == (
         "BIDS/BSDS500", "a04b7c6c3a9f0ace74bf205c72a43d32e1c72722", "BSDS500/data/images/val/101085.jpg")
 
 
-@pytest.mark.parametrize("layout", ["BSDS500", "BSDS500/data/images"])
-def test_val_is_bsd100_and_never_training(own, layout):
-    put_set(own, "BSDS500", layout)
-    put_set(own, "BSD100", f"{layout}/val")
+def test_val_is_bsd100_and_never_training(own):
+    put_set(own, "BSDS500", "BSDS500")
+    put_set(own, "BSD100", "BSDS500/val")
     found = datasets.paths("BSDS500")
-    assert {path.parent for path in found.values()} == {own / layout / "train", own / layout / "test"}
+    assert {path.parent for path in found.values()} == {own / "BSDS500/train", own / "BSDS500/test"}
     assert len(found) == 400 and "train/100075" in found
-    assert {path.parent for path in datasets.paths("BSD100").values()} == {own / layout / "val"}
+    assert {path.parent for path in datasets.paths("BSD100").values()} == {own / "BSDS500/val"}
 
 
 def test_other_folders_do_not_serve_as_a_training_set(own):
     put(own / "BSDS500", {f"{i}.png": b"x" for i in range(400)})    # could hold images of val
     assert not datasets.is_installed("BSDS500")
-    put(own / "DIV2K", {f"{i:04d}.png": b"x" for i in range(1, 901)})   # with the validation images
-    assert [path.name for path in datasets.paths("DIV2K").values()] == [f"{i:04d}.png" for i in range(1, 801)]
+    put(own / "DIV2K/DIV2K_train_HR", {f"{i:04d}.png": b"x" for i in range(1, 901)})   # with the validation images
+    with pytest.raises(FileNotFoundError, match="900 of 800 images are in .*DIV2K_train_HR"):
+        datasets.paths("DIV2K")
 
 
 def test_embedded_photographs_need_no_network(monkeypatch):
@@ -229,7 +228,7 @@ def test_a_cache_that_cannot_be_is_an_error_only_when_it_is_needed(monkeypatch, 
     monkeypatch.setenv("IKM_CACHE", "a file" if place == "a file" else "")
     monkeypatch.delenv("HOME", raising=False)   # and no entry in /etc/passwd, as for the user of a container
     monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
-    with pytest.raises(FetchError, match=f"Set5 could not be fetched into {place}/Set5 .* IKM_CACHE"):
+    with pytest.raises(FetchError, match=f"Set5 could not be fetched from http.* into {place}/Set5 .* IKM_CACHE"):
         datasets.fetch("Set5")
     put(own / "Set5", tiny)
     assert datasets.fetch("Set5") == own / "Set5" and len(datasets.load("Set5")) == 5 and datasets.load("embedded-val")
@@ -317,7 +316,7 @@ def test_what_stays_wrong_is_one_line_and_no_file(server, tiny, tmp_path, monkey
         monkeypatch.setattr(shutil, "move", move)
     if fault == "gone":
         server.http.server_close()
-    with pytest.raises(FetchError, match=rf"/Set5 .*png cannot be had from http.*png: .*{why}.* IKM_DATA") as error:
+    with pytest.raises(FetchError, match=rf"from {server.url} into .*/Set5 .*{why}.* IKM_DATA") as error:
         datasets.fetch("Set5")
     assert len(str(error.value).splitlines()) == 1 and not (tmp_path / "cache/Set5/bird.png").exists()
     assert contents(tmp_path / "cache").items() <= {f"Set5/{name}": data for name, data in tiny.items()}.items()
@@ -332,9 +331,10 @@ def test_an_archive_is_unpacked_into_its_folder_alone(server, monkeypatch, tmp_p
         archive.writestr("../escaped.png", b"other")
     server.files, server.faults = {"/a.zip": packed.getvalue()}, {"/a.zip": [fault]}
     source = f"{server.url}/{'gone' if fault == 'gone' else 'a'}.zip", hashlib.sha256(packed.getvalue()).hexdigest()
-    monkeypatch.setitem(SETS, "DIV2K", SETS["DIV2K"]._replace(count=2, parts=tuple(pictures), archive=source))
+    monkeypatch.setitem(SETS, "DIV2K", SETS["DIV2K"]._replace(count=2))
+    monkeypatch.setitem(datasets.ARCHIVES, "DIV2K", source)
     if fault == "gone":
-        with pytest.raises(FetchError, match=rf"{source[0]}: 404 .*`wget -c {source[0]}`, unpack it and set IKM_DATA"):
+        with pytest.raises(FetchError, match=rf"from {source[0]} into .* \(404 .*`wget -c {source[0]}`, unpack it"):
             datasets.fetch("DIV2K")
         return
     assert datasets.fetch("DIV2K") == tmp_path / "cache/DIV2K/DIV2K_train_HR" == datasets.fetch("DIV2K")

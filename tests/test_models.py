@@ -13,9 +13,9 @@ from ikmlib.models import (
     ResidualDenseBlock,
     SRNetwork,
     UHourglassDenseBlock,
-    build_model,
     complexity,
 )
+from ikmlib.networks import build_model
 
 UHDN = ARCHITECTURES["uhdn"]
 
@@ -116,8 +116,9 @@ def test_vanilla_and_ikm_networks_share_keys_and_initial_weights():
 
 
 @pytest.mark.parametrize(("call", "named"), [
-    (lambda: build_model("vdsr"), "vdsr"), (lambda: build_model("uhdn", scale=5), "5"),
+    (lambda: build_model("unet"), "'unet'; allowed: uhdn, .* csfm"), (lambda: build_model("uhdn", scale=5), "5"),
     (lambda: build_model("uhdn", attention="cbam"), "cbam"), (lambda: Architecture(kernel=4), "4"),
+    (lambda: build_model("idn", attention="none"), "idn has no attention 'none'"),
     (lambda: SRNetwork(replace(UHDN, block="resnet"), 2), "resnet")])
 def test_unknown_choices_are_named(call, named):
     with pytest.raises(ValueError, match=named):

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from skimage import data as photographs
 from torch import nn
 
-from ikmlib import config, files, upscale
+from ikmlib import config, files, networks, upscale
 from ikmlib.__main__ import main
 from ikmlib.models import Architecture, SRNetwork
 from ikmlib.study import records, weights
@@ -29,7 +29,6 @@ from ikmlib.upscale import EDGE, enlarge, plan
 
 RGB = photographs.astronaut()[100:120, 200:230]      # (20, 30, 3)
 TINY = Architecture("db", blocks=1, depths=(1,), channels=8, growth=4)
-pytestmark = pytest.mark.filterwarnings("ignore:.*trained too little")
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +84,7 @@ def test_weights_that_are_not_what_they_should_be_are_refused(file, tmp_path, ca
             ({"more": torch.ones(1)}, record, True, "more"), ({}, None, False, "of another kind"),
             ({"tail.bias": torch.full((3,), torch.nan)}, record, True, "not finite")):
         new = state | changed
-        told = told and {**told, "sha256": weights._digest(told, new) if signed else told["sha256"]}
+        told = told and {**told, "sha256": networks.digest(told, new) if signed else told["sha256"]}
         save_file(new, file, told and {"ikmlib": json.dumps(told)})
         with pytest.raises(ValueError, match=f"{file.name} .*{why}"):
             weights.load(file)
@@ -111,23 +110,20 @@ def test_garbled_weights_are_read_or_refused_in_one_line(file, tmp_path, data):
         assert str(error).startswith(f"{tmp_path / 'a'} ")
 
 
-def test_best_weights_are_the_largest_profile_s_on_most_images_then_the_highest_psnr(file, monkeypatch, tmp_path):
+def test_best_weights_have_the_highest_psnr_on_set5(file):
     state, record = parts(file)
 
-    def add(name, profile, images, psnr):
-        told = {**record, "profile": profile, "scores": {"Set5": {"images": images, "psnr_y": psnr}}}
-        told["sha256"] = weights._digest(told, state)
+    def add(name, scores):
+        told = {**record, "scores": {which: {"images": 5, "psnr_y": psnr} for which, psnr in scores.items()}}
+        told["sha256"] = networks.digest(told, state)
         save_file(state, file.with_name(f"{name}.safetensors"), {"ikmlib": json.dumps(told)})
 
     file.unlink()
-    for name, *told in (("easy", "smoke", 1, 99), ("low", "smoke", 2, 30), ("high", "smoke", 2, 31),
-                        ("cpu", "cpu", 1, 9)):
-        add(name, *told)
+    for name, scores in (("easy", {"embedded-test": 99}), ("low", {"Set5": 30}), ("high", {"Set5": 31, "Set14": 1})):
+        add(name, scores)
         assert weights.best(2) == file.with_name(f"{name}.safetensors")
-    add("low again", "smoke", 2, 30)
-    assert weights.best(2).stem == "cpu"
-    assert weights.best(3).parent == weights.SHIPPED   # where the folder has none for a scale
-    monkeypatch.setattr(weights, "SHIPPED", tmp_path / "none")
+    add("low again", {"Set5": 30, "Set14": 50})
+    assert weights.best(2).stem == "high"
     with pytest.raises(FileNotFoundError, match=r"no weights for x4 in .*records.weights"):
         weights.best(4)
 
@@ -144,7 +140,8 @@ class Of255(nn.Module):
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_each_scale_has_shipped_weights_and_flat_pictures_stay_flat_up_to_their_edges(results, scale):
+def test_each_scale_has_shipped_weights_and_flat_pictures_stay_flat_up_to_their_edges(monkeypatch, scale):
+    monkeypatch.delenv("IKM_RESULTS", raising=False)
     network, record = weights.load(weights.best(scale))
     assert network.scale == scale and record["scores"]["Set5"]["images"] == 5
     check_network(network, scale)
@@ -157,10 +154,7 @@ def test_each_scale_has_shipped_weights_and_flat_pictures_stay_flat_up_to_their_
             assert found.shape == truth.shape and abs(found - truth).max() <= 3   # up to 154 with zeros around
 
 
-def test_shipped_weights_serve_where_the_results_folder_has_none(trained, file, monkeypatch, tmp_path):
-    monkeypatch.setattr(weights, "SHIPPED", file.parent)
-    monkeypatch.setenv("IKM_RESULTS", str(tmp_path / "elsewhere"))
-    assert weights.best(2) == file
+def test_a_run_s_network_is_found_among_its_weights(trained, file, tmp_path):
     kept, found = weights.load(file)[0].state_dict(), weights.trained_network(trained[0]).state_dict()
     assert all(torch.equal(tensor, kept[name].to(tensor.device)) for name, tensor in found.items())
     assert weights.trained_network(replace(trained[0], seed=1)) is None

@@ -26,6 +26,20 @@ the whole record of its run, the scores, and a sha256. Scores are PSNR in dB and
 - Licence of the weights: MIT, as far as we hold rights. Image sets they were trained on are for academic use only where
   the table says so; whether such networks may be used otherwise was not examined. No test image is trained on."""
 
+# Of each image set, with whom to cite
+LICENCES = {
+    "Set5": "academic use; cite Bevilacqua et al. 2012",
+    "Set14": "academic use; cite Zeyde et al. 2010",
+    "BSD100": "academic use; cite Arbelaez et al. 2011",
+    "Urban100": "academic use; cite Huang et al. 2015",
+    "Manga109": "no redistribution; cite Matsui et al. 2017",
+    "T91": "academic use; cite Yang et al. 2010",
+    "BSDS500": "academic use; cite Arbelaez et al. 2011",
+    "DIV2K": "academic use only; cite Agustsson and Timofte 2017",
+    "embedded-train": "NASA, public domain (2); Scharstein et al. 2014",
+    "embedded-test": "CC0, S. van der Walt; CC0, R. Michetti",
+}
+
 
 def gains(entry: dict) -> pd.DataFrame:
     """The run's test images, smallest gain first: set, image, psnr_y, ssim_y, psnr_y_bicubic (dB), gain_db.
@@ -75,7 +89,7 @@ def write() -> Path:
     records_of = {file.name: weights.load(file)[1] for file in weights.folder().glob("*.safetensors")}
     listed = dict(sorted(records_of.items(), key=lambda item: (item[1]["spec"]["scale"], item[0])))
     used = dict.fromkeys(name for entry in listed.values() for name in (*entry["spec"]["data"], *entry["scores"]))
-    sets = pd.DataFrame([(s.name, s.role, s.count, s.licence) for s in map(datasets.SETS.get, used)],
+    sets = pd.DataFrame([(s.name, s.role, s.count, LICENCES[s.name]) for s in map(datasets.SETS.get, used)],
                         columns=["image set", "role", "images", "licence"])
     parts = [part for file, entry in listed.items() for part in _section(file, entry)]
     write_text(path, "\n\n".join([ABOUT, markdown_table(sets), *parts]) + "\n")

@@ -30,7 +30,7 @@ def printed(number: int) -> list[dict[str, str]]:
 
 
 def rounds_to(ours: float, printed: str) -> bool:
-    """Does `ours`, rounded to the decimals of a number as printed, equal it?"""
+    """Whether `ours`, rounded to the decimals of a printed number, equals it."""
     return round(ours, len(printed.partition(".")[2])) == float(printed)
 
 
@@ -71,12 +71,9 @@ def to_train(networks: Mapping[str, Run]) -> pd.DataFrame:
     Hours are an estimate: by its multiply-adds, a network takes as long as U-HDN+IKM of the same-budget comparison did,
     the median of its runs. NaN until these are finished.
     """
-    cpu = PROFILES["cpu"]
-    known = experiments.complete(experiments.planned(cpu, "same_budget")).query("network == 'U-HDN+IKM'").run
-    paces = [read_record(run.folder)["train_seconds"] / run.cost[1] for run in known]
-    hours = np.median(paces) / 3600 if paces else np.nan   # of one multiply-add
-    rows = []
-    for name, run in networks.items():
-        params, multi_adds = run.cost
-        rows.append((name, params / 1e3, multi_adds / 1e9, multi_adds * hours))
-    return pd.DataFrame(rows, columns=["method", "params_k_ours", "flops_g_ours", "hours"])
+    planned = experiments.planned(PROFILES["cpu"], "same_budget")
+    known = experiments.complete(planned).query("network == 'U-HDN+IKM'").run
+    hours = pd.Series([read_record(run.folder)["train_seconds"] / 3600 / run.cost[1] for run in known], dtype=float)
+    costs = pd.DataFrame([run.cost for run in networks.values()], columns=["params", "multi_adds"])
+    return pd.DataFrame({"method": list(networks), "params_k_ours": costs.params / 1e3,
+                         "flops_g_ours": costs.multi_adds / 1e9, "hours": costs.multi_adds * hours.median()})

@@ -1,33 +1,21 @@
 """Trained networks to keep and to use: `results/weights/<run id>.safetensors`. The header of a file holds the record of
-its run, with the scores and a sha256 of all that is in the file."""
+its run, with the scores; see `networks`."""
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ikmlib import config
-from ikmlib.files import load_torch, read_csv, reading, write_bytes
+from ikmlib.files import load_torch, read_csv
 from ikmlib.models import SRNetwork
+from ikmlib.networks import load, write
 from ikmlib.study.records import Run, default_device, read_record
-
-METADATA = "ikmlib"   # one key: safetensors writes several in any order
-SHIPPED = config.ROOT / "results" / "weights"   # used where the folder of weights has none
 
 
 def folder() -> Path:
     """Where weights are kept: `weights/` below the folder of all records."""
     return config.results_root() / "weights"
-
-
-def _digest(record: dict, state: dict[str, Tensor]) -> str:
-    total = hashlib.sha256(json.dumps({**record, "sha256": ""}, sort_keys=True).encode())
-    for name, tensor in sorted(state.items()):
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode() + tensor.numpy().tobytes())
-    return total.hexdigest()
 
 
 def path(run: Run) -> Path:
@@ -40,8 +28,6 @@ def export(run_folder: str | Path, half: bool = False) -> Path:
 
     Raises FileNotFoundError if the run is not finished or its `weights.pt` is not on this machine.
     """
-    from safetensors.torch import save
-
     record, local = read_record(Path(run_folder)), Path(run_folder, "weights.pt")
     if not local.exists():
         raise FileNotFoundError(f"{run_folder} has no weights.pt: weights are exported where the run was trained")
@@ -50,31 +36,9 @@ def export(run_folder: str | Path, half: bool = False) -> Path:
     scores = read_csv(local.with_name("scores.csv")).groupby("set")
     record["scores"] = {name: {"images": len(of), "psnr_y": round(of.psnr_y.mean(), 4),
                                "ssim_y": round(of.ssim_y.mean(), 5)} for name, of in scores}
-    record["sha256"] = _digest(record, state)
     target = folder() / f"{record['id']}.safetensors"
-    write_bytes(target, save(state, {METADATA: json.dumps(record, sort_keys=True)}))
+    write(target, state, record)
     return target
-
-
-def load(path: str | Path) -> tuple[SRNetwork, dict]:
-    """The network of a weights file, in float32 and evaluation mode, and its record with `scores`: set -> images,
-    psnr_y (dB), ssim_y. They are those of the run, whose weights were float32, also where the file has half of it.
-
-    Raises OSError, and ValueError for a file that is damaged, was changed, or holds no network of this project.
-    """
-    from safetensors import safe_open
-
-    path = Path(path)
-    with open(path, "rb"), reading(path), safe_open(path, "pt") as file:   # open, so that a missing file is an OSError
-        record = json.loads((file.metadata() or {})[METADATA])
-        state = {name: file.get_tensor(name) for name in file.keys()}
-        if record["sha256"] != _digest(record, state):
-            raise ValueError("its sha256 is not that of its record and tensors")
-        model = Run.from_record(record).build()
-        model.load_state_dict(state)   # strict: missing and unexpected keys and wrong shapes are errors
-        if not all(tensor.isfinite().all() for tensor in state.values()):
-            raise ValueError("numbers that are not finite")
-    return model.eval(), record
 
 
 def trained_network(run: Run) -> SRNetwork | None:
@@ -82,28 +46,25 @@ def trained_network(run: Run) -> SRNetwork | None:
 
     Raises UnreadableCheckpoint or ValueError for a damaged file.
     """
-    local, *kept = run.folder / "weights.pt", *(where / f"{run.id}.safetensors" for where in (folder(), SHIPPED))
+    local = run.folder / "weights.pt"
     if local.exists():
         model = run.build()
         model.load_state_dict(load_torch(local, run.id)["model"])
+    elif path(run).exists():
+        model, _ = load(path(run))
     else:
-        model = next((load(file)[0] for file in kept if file.exists()), None)
-    return model and model.to(default_device(), memory_format=torch.channels_last).eval()
+        return None
+    return model.to(default_device(), memory_format=torch.channels_last).eval()
 
 
 def best(scale: int) -> Path:
-    """The best weights for a scale of `folder()` or, if that has none, of SHIPPED: of the largest profile, scored on
-    most images, with the highest PSNR. Raises FileNotFoundError if neither has any, and as `load` does."""
-    for where in (folder(), SHIPPED):
-        ranked = []
-        for path in where.glob("*.safetensors"):
-            record = load(path)[1]
-            sets = record["scores"].values()
-            if record["spec"]["scale"] == scale:
-                known = record["profile"] in config.PROFILES and list(config.PROFILES).index(record["profile"])
-                ranked.append((known, sum(s["images"] for s in sets),
-                               sum(s["images"] * s["psnr_y"] for s in sets), path))
-        if ranked:
-            return max(ranked)[-1]
-    raise FileNotFoundError(f"no weights for x{scale} in {folder()} and {SHIPPED}: train a network and run `python -m "
-                            "ikmlib weights export RUN_FOLDER`, or name a file with --weights")
+    """The study's weights for a scale that have the highest PSNR on Set5; those not scored on it come last.
+
+    Raises FileNotFoundError if there are none, and as `load` does.
+    """
+    records = {file: load(file)[1] for file in folder().glob("*.safetensors")}
+    fitting = [file for file, record in records.items() if "scores" in record and record["spec"]["scale"] == scale]
+    if not fitting:
+        raise FileNotFoundError(f"no weights for x{scale} in {folder()}: train a network and run `python -m ikmlib "
+                                "weights export RUN_FOLDER`, or name a file with --weights")
+    return max(fitting, key=lambda file: records[file]["scores"].get("Set5", {"psnr_y": 0})["psnr_y"])
