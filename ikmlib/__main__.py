@@ -151,7 +151,7 @@ def data(args: argparse.Namespace) -> int:
 
 
 def report(args: argparse.Namespace) -> None:
-    """write a profile's runs.csv, and REPORT.md, claims.png and report.html over all profiles"""
+    """write a profile's runs.csv and, over all profiles, REPORT.md, report.html and README.md's results"""
     from ikmlib.study import report
     print(report.write_report(args.profile or "auto"))
 

@@ -1,9 +1,11 @@
 """Pages, parameters, tables as people read them, claims, and a report made only of claims and records."""
 import json
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import definitions
 
 from ikmlib import config, datasets
 from ikmlib.files import write_csv, write_text
@@ -180,27 +182,115 @@ def test_claims_are_in_the_papers_order_each_from_its_own_best_profile(results):
 def test_the_picture_of_all_claims_shows_what_has_a_result_or_a_printed_number(results):
     import matplotlib.pyplot as plt
 
-    assert report.figure_claims(report.best()) is None
+    book = definitions("99")
+    assert book.figure_claims(report.best()) is None
     page = notebook.Page("04_table3_attention", config.PROFILES["cpu"])
-    for claim, rows in (("C1", [("RB", 0.05, np.nan, "waits", ""), ("DB", 0.08, 0.04, "holds", "")]),
-                        ("C7", [("V1", np.nan, np.nan, "waits", "")]),
-                        ("C9, PSNR", [("IDN", 0.2, 0.875, "holds", "")])):
+    for claim, rows in (("C1", [("RB: IKM − none", 0.05, np.nan, "waits", "6 of 10 runs"),
+                                ("DB: IKM − none", 0.08, 0.04, "holds", "")]),
+                        ("C7", [("U-HDN − V1", np.nan, np.nan, "waits", "")]),
+                        ("C9, PSNR", [("U-HDN+IKM − IDN", 0.2, 0.875, "holds", "")])):
         page.verdict(claim, verdict="mixed", comparisons=judged(*rows), **WORDS)
-    axes, = report.figure_claims(report.best()).axes
-    assert [text.get_text() for text in axes.get_yticklabels()] == ["RB", "DB", "IDN"]
+    axes, = book.figure_claims(report.best(), 3.9).axes
     assert [text.get_text() for text in axes.texts] == [
-        "C1 IKM beats vanilla convolution: mixed", "C9 U-HDN is best, at lower cost (PSNR): mixed"]
+        "RB: IKM − none (6 of 10 runs)", "C1 IKM beats vanilla convolution: mixed", "DB: IKM − none",
+        "U-HDN+IKM − IDN", "C9 U-HDN is best, at lower cost (PSNR): mixed"]
     paper, ours = (line.get_xdata() for line in axes.lines[:2])
     np.testing.assert_equal((list(paper), list(ours)), ([0.05, 0.08, 0.2], [np.nan, 0.04, 0.875]))
     assert axes.get_xlim()[0] < 0.03 and axes.get_xlim()[1] > 0.885   # nothing lies outside
     plt.close("all")
 
 
+def test_ours_on_set5_alone_is_of_the_images_that_the_paper_scores(results):
+    cpu, book = config.PROFILES["cpu"], definitions("99")
+    plan = experiments.planned(cpu, "same_budget")
+    trained(plan.run)
+    page = notebook.Page("02_table1_lightweight", cpu)
+    page.verdict("C9, PSNR", verdict="mixed", comparisons=judged(("U-HDN+IKM − IDN", 0.2, 0.875, "holds", "")), **WORDS)
+    answer, = book.on_set5(report.best()).values()
+    of = {name: np.mean([lines_of(run, "Set5")[:, 0].mean() for run in plan.run[plan.network == name]])
+          for name in ("U-HDN+IKM", "IDN")}
+    assert answer.mean == pytest.approx(of["U-HDN+IKM"] - of["IDN"]) and answer.images == 5
+
+
+def beside_at(profile, gain):
+    """U-HDN+IKM minus U-HDN of a same-budget comparison; NaN waits."""
+    row = {"contrast": "U-HDN+IKM − U-HDN", "gain_db_paper": np.nan, "gain_db_ours": gain, "low_db": gain - 0.2,
+           "high_db": gain + 0.2, "own_low_db": gain - 0.1, "own_high_db": gain + 0.1, "detectable_db": 0.3, "seeds": 3}
+    write_csv(config.results_root() / profile / "table1_contrasts.csv", pd.DataFrame([row]))
+
+
+def test_the_first_sentences_count_verdicts_and_tell_every_complete_gain(results):
+    decided, added, waiting = report.opening().splitlines()
+    assert "of the paper's 0 claims" in decided and "no comparison is complete" in added
+    assert "314 of 314 declared runs are left" in waiting and "0 of 20 runs are finished" in waiting
+    verdict_at("cpu", "08_fig9_threshold", {"C4, zero": "supported", "C4, median": "not supported"})
+    verdict_at("cpu", "09_fig10_iso_vs_go", {"C5": stats.UNTESTED})
+    verdict_at("cpu", "03_table2_high_fidelity", {"C9, Table II": stats.UNTESTED})
+    verdict_at("cpu", "00_protocol", {"P1": "supported"})   # not the paper's
+    beside_at("cpu", 0.5)
+    beside_at("cpu-long", np.nan)
+    write_csv(results / "cpu" / "authors_own.csv", pd.DataFrame(
+        [("CoMo-S x2", view, contrast, 119, mean, mean - 0.01, mean + 0.01)
+         for view, mean in (("48 x 48 patches", -0.03), ("whole images", -0.02))
+         for contrast in ("own - constant", "own - frozen")],
+        columns=["network", "view", "contrast", "images", "difference_db", "low_db", "high_db"]))
+    trained(experiments.planned(config.PROFILES["cpu"], "same_budget").run)
+    decided, added, waiting = report.opening().splitlines()
+    assert decided.endswith("of the paper's 4 claims (parts counted singly), 1 supported (C4 zero), "
+                            "1 not supported (C4 median), 1 not planned (C9 Table II), 1 waiting for runs.")
+    assert "U-HDN+IKM − U-HDN is +0.500 [+0.400, +0.600] dB at `cpu` (3 seeds); " in added   # its own interval
+    assert added.endswith("(whole images), own attention minus none is -0.020 [-0.030, -0.010] dB (CoMo-S x2).")
+    assert "293 of 314 declared runs are left" in waiting
+
+
+FRONT = """# Title
+<!-- found -->
+
+old
+
+<!-- end of found -->
+
+text
+<!-- map -->
+
+| what | notebook | became |
+|---|---|---|
+| Fig. 9 | [08](results/cpu/notebooks/08_fig9_threshold.ipynb) | old |
+| another | [15](results/cpu/notebooks/15_authors_weights.ipynb) | stays |
+
+<!-- end of map -->
+"""
+
+
+def test_the_front_page_is_written_between_its_markers_alone(results):
+    verdict_at("cpu", "08_fig9_threshold", {"C4, zero": "supported", "C4, median": stats.UNTESTED})
+    made = report.readme(FRONT)
+    told = "C4 zero: **supported**; C4 median: 0 of 21 runs"
+    assert made.replace(report.opening(), "old").replace(told, "old") == FRONT
+    assert report.readme(made) == made and report.readme("no markers") == "no markers"
+    front = (config.ROOT / "README.md").read_bytes()
+    report.write_report("cpu")   # other records than the project's own
+    assert (config.ROOT / "README.md").read_bytes() == front
+
+
+def test_the_committed_front_page_says_what_the_committed_records_give(monkeypatch):
+    monkeypatch.delenv("IKM_RESULTS", raising=False)
+    front = (config.ROOT / "README.md").read_text()
+    assert "<!-- found -->" in front and "<!-- map -->" in front and report.readme(front) == front
+
+
+def test_every_entry_of_the_contents_list_has_its_section():
+    text = (config.ROOT / "notebooks" / "99_report.ipynb").read_text()
+    named = re.findall(r"\[[^\]]+\]\(#([^)]+)\)", text.split("**Contents.**")[1].split("\\n")[0])
+    headings = [line.replace(" ", "-") for line in re.findall(r'"## ([^"]+?)(?:\\n)?"', text)]
+    assert len(named) > 10 and set(named) == set(headings)
+
+
 def test_without_evidence_the_report_says_so(results):
     verdict_at("smoke", "01_fig1_synthetic_1d", {"C12": "not testable"})
     path = report.write_report("smoke")
     assert path == results / "REPORT.md" and "No evidence yet" in path.read_text()
-    assert not (results / "claims.png").exists() and not (results / "report.html").exists()
+    assert not (results / "report.html").exists()
 
 
 def test_the_web_page_is_the_executed_notebook_99_without_code_and_its_links_lead_on(results):
@@ -257,24 +347,27 @@ def test_the_numbers_of_the_report_are_those_of_the_per_image_records(results, e
     for name, found in made.verdicts.items():
         page.verdict(name, **found)
     text = report.write_report("cpu").read_text()
-    verdicts, compared = table_of(text, "claim"), table_of(text, "claim", "comparison")
+    verdicts, compared = table_of(text, "claim"), table_of(text, "comparison")
     difference = np.mean([np.vstack([lines_of(run, s)[:, [0]] for s in ("Set5", "BSD100")]) - np.vstack(
         [lines_of(other, s)[:, [0]] for s in ("Set5", "BSD100")])
         for run, other in zip(planned["RB IKM"], planned["RB none"], strict=True)])
     row = compared["C1 RB: IKM − none"]
-    assert row["ours, 95 % interval"].startswith(f"{difference:+.3f} [") and row["runs"] == "10 of 10 runs"
-    assert row["paper"] == "+0.05" and len(compared) == 4 + 1 + 8
+    assert row["ours, 95 % interval"].startswith(f"{difference:+.3f} [")
+    assert row["paper"] == "+0.05" and len(compared) == 4 + 8   # U-HDB's is in C1, and a claim of its own
     c1 = verdicts["C1 IKM beats vanilla convolution"]
-    assert c1["seeds"] == "5" and c1["notebook"] == "[04](cpu/notebooks/04_table3_attention.ipynb)"
-    assert len(verdicts) == 3 and (results / "claims.png").exists()
+    assert c1["notebook"] == "[04](cpu/notebooks/04_table3_attention.ipynb)"
+    assert len(verdicts) == 3
     assert len(pd.read_csv(results / "cpu" / "runs.csv")) == 64
 
 
-def test_hours_of_a_shared_run_are_counted_once(results):
-    small = config.PROFILES["small"]
-    shared = experiments.planned(small, "fig11").query("order == 'U-HDN'").run
-    assert set(shared) <= set(experiments.planned(small, "table5").run)
+def test_the_article_runs_on_records_alone_and_counts_all_compute(results, executed):
+    """Without any table of another notebook; a run that serves two parts counts once."""
+    cpu = config.PROFILES["cpu"]
+    shared = experiments.planned(cpu, "fig11").query("order == 'U-HDN'").run
+    assert set(shared) <= set(experiments.planned(cpu, "table5").run)
     trained(shared)
-    table = report.compute_used(small)
-    assert list(table.runs) == [3, 3] and table.hours.iloc[-1] == pytest.approx(1.5) and table.device[1] == "all"
-    assert table.updates[1] == 30_000 and report.compute_used(config.PROFILES["cpu"]).empty
+    compute = executed("99", "cpu").tables["report_compute"].set_index("what")
+    assert dict(compute.trainings) == {
+        "first evidence, discarded": 140, "earlier trainings of some of its runs": 4, "search for the recipe": 24,
+        "declared runs, profile cpu": 3, "all": 171}
+    assert compute.hours.round(2).tolist() == [15.38, 0.49, 1.38, 1.5, 18.75] and compute.diverged["all"] == 3

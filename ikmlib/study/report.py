@@ -1,22 +1,24 @@
-"""From the verdicts that notebooks wrote to what people read: results/REPORT.md, claims.png and report.html.
+"""From the verdicts that notebooks wrote to what people read: results/REPORT.md, report.html, and the lines of
+README.md that say what was found.
 
-All of it is made of `results/<profile>/claims.csv`, the finished runs' records and the executed notebook 99, so that no
-report can show a number that no run left.
+All of it is made of the tables under `results/<profile>/`, the finished runs' records and the executed notebook 99,
+which is the article and draws claims.png, so that no report can show a number that no run left.
 """
 from __future__ import annotations
 
-import io
+import re
 from pathlib import Path
 
 import pandas as pd
 
 from ikmlib import config
-from ikmlib.config import Profile
-from ikmlib.files import write_bytes, write_csv, write_text
-from ikmlib.study import records
-from ikmlib.study.notebook import CLAIMS, EVIDENCE, differences, markdown_table, read_claims, recorded_profile, style
+from ikmlib.config import PROFILES
+from ikmlib.files import read_csv, write_csv, write_text
+from ikmlib.study import records, training
+from ikmlib.study.experiments import PARTS, planned
+from ikmlib.study.notebook import CLAIMS, EVIDENCE, differences, markdown_table, read_claims, recorded_profile
 from ikmlib.study.runner import relinked
-from ikmlib.study.stats import MIN_SEEDS, SMALLEST, UNTESTED, VERDICTS
+from ikmlib.study.stats import MIN_SEEDS, SMALLEST, UNTESTED, VERDICTS, seeds_in_words
 
 # The paper's claims, then explanations and claims of this study, in a few words
 WORDS = {
@@ -27,6 +29,13 @@ WORDS = {
     "C12": "IKM adapts to each signal", "E1": "own attention is why", "E2": "mere scale is why",
     "E3": "the authors' own weights", "P1": "our scoring is the paper's", "D1": "works in other networks",
 }
+RENAMED = {"contrast": "comparison", "gain_db_ours": "ours", "gain_db_paper": "paper"} | {
+    f"{name}_db": name for name in ("low", "high", "own_low", "own_high", "detectable")}   # as claims.csv calls them
+PICTURE = ('<picture><source media="(max-width: 600px)" srcset="{0}claims_narrow.png"><img src="{0}claims.png" '
+           'alt="All claims: the differences of the paper and ours with 95 % intervals"></picture>')
+
+NARROW = ("body {max-width: 66em; margin: auto} table {display: block; overflow-x: auto; max-width: 100%} "
+          "td {min-width: 3em} td code {white-space: normal}")   # for telephones, too
 
 
 def in_words(claim: str) -> str:
@@ -35,6 +44,9 @@ def in_words(claim: str) -> str:
     number, _, parts = claim.partition(", ")
     part = parts.rpartition(", ")[2]
     return f"{number} {WORDS[number]}" + f" ({part})" * bool(part) if number in WORDS else claim
+
+
+# --- what is known --------------------------------------------------------------------------------------------------
 
 
 def best() -> pd.DataFrame:
@@ -52,98 +64,136 @@ def best() -> pd.DataFrame:
     return rows.sort_values("place", kind="stable")[[*CLAIMS, "profile"]].reset_index(drop=True)
 
 
-# --- compute --------------------------------------------------------------------------------------------------------
+def beside() -> pd.DataFrame:
+    """U-HDN+IKM minus U-HDN in the same-budget comparison, a row a profile where it is complete, columns as in `best`.
+    By declaration it is no part of C9, so that no claim holds it, and it is not judged."""
+    found = pd.DataFrame(columns=[*CLAIMS, "profile"], dtype=object)
+    for profile in EVIDENCE:
+        path = config.results_root() / profile.name / "table1_contrasts.csv"
+        if path.exists():
+            rows = read_csv(path).rename(columns=RENAMED).dropna(subset=["ours"])
+            rows = rows[rows.comparison == "U-HDN+IKM − U-HDN"].assign(
+                claim="Beside C9, IKM in U-HDN", verdict="not judged", outcome="not judged", unit="dB",
+                profile=profile.name)
+            found = pd.concat([found, rows[[name for name in found if name in rows]].astype(object)])
+    return found
 
 
-def compute_used(profile: Profile) -> pd.DataFrame:
-    """Training of a profile's finished runs: device, torch, git_commit, runs, hours, updates; the last row is the sum.
-    """
-    runs = records.all_records(profile)
-    if runs.empty:
-        return pd.DataFrame(columns=["device", "torch", "git_commit", "runs", "hours", "updates"])
-    table = runs.groupby(["device", "torch", "git_commit"], dropna=False).agg(
-        runs=("id", "count"), hours=("train_seconds", lambda s: s.sum() / 3600), updates=("updates", "sum"))
-    total = pd.DataFrame([("all", "", "", *table.sum())], columns=["device", "torch", "git_commit", *table])
-    return pd.concat([table.reset_index(), total], ignore_index=True).astype({"runs": int, "updates": int})
+def gains() -> pd.DataFrame:
+    """IKM minus the vanilla convolution wherever all declared runs are finished: `beside` and the comparisons of C1 at
+    every profile, a row each, columns as in `best`."""
+    rows = pd.concat([*(read_claims(profile).assign(profile=profile.name) for profile in reversed(EVIDENCE)), beside()])
+    rows = rows[rows.claim.str.match("C1(,|$)|Beside") & rows.ours.notna()]
+    return rows.drop_duplicates(["comparison", "profile"])
+
+
+def authors() -> pd.DataFrame:
+    """Own minus constant attention in the authors' own weights (notebook 15), dB: network, view, images, difference_db,
+    low_db, high_db, a row a network that was measured, on whole images where they were."""
+    path = config.results_root() / recorded_profile("15_authors_weights").name / "authors_own.csv"
+    rows = read_csv(path) if path.exists() else pd.DataFrame(columns=["network", "view", "contrast", "difference_db"])
+    rows = rows[rows.contrast == "own - constant"].dropna(subset=["difference_db"])
+    return rows.sort_values(["network", "view"]).drop_duplicates("network", keep="last")
+
+
+def progress(rows: pd.DataFrame) -> str:
+    """How many of the declared runs that a claim waits for are finished: "16 of 64 runs". `rows`: the claim's, of
+    `best`. They are those of its comparison or, where it has several, of the first part that its notebook shows."""
+    row = rows.iloc[0]
+    part = next((name for name, part in PARTS.items() if part.notebook == row.notebook), None)
+    if len(rows) == 1 and isinstance(row.runs, str) or part is None:
+        return str(row.runs)
+    return records.runs_in_words(planned(PROFILES[row.profile], part).run)
 
 
 # --- the report -----------------------------------------------------------------------------------------------------
 
 
-def figure_claims(rows: pd.DataFrame):
-    """All comparisons of PSNR that have a result or a printed number, a line each below the name of their claim and its
-    verdict: the paper's as diamonds, ours with 95 % intervals. `rows`: of `best`; None if nothing is to be drawn."""
-    import matplotlib.pyplot as plt
-
-    shown = rows[(rows.unit == "dB") & (rows.paper.notna() | rows.ours.notna()) & (rows.claim != "C1, U-HDB")]
-    if shown.empty:
-        return None
-    first = shown.claim != shown.claim.shift()
-    y = pd.Series(range(len(shown)), shown.index) + first.cumsum()   # the name of a claim has a line of its own
-    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.17 * (y.max() + 2)))
-    axes.plot(shown.paper, y, "D", ms=5, mfc="none", color="C1", label="paper (Set5; Table IV: BSD100)")
-    axes.errorbar(shown.ours, y, xerr=[shown.ours - shown.low, shown.high - shown.ours], fmt="o", ms=4, capsize=2,
-                  color="C0", label="ours, all test images, 95 % interval")
-    axes.axvline(0, color="0.3", lw=1)
-    axes.set_yticks(y, shown.comparison, fontsize=8)
-    axes.set_ylim(y.max() + 1, -0.5)
-    for place, claim, verdict in zip(y[first] - 1, shown.claim[first], shown.verdict[first], strict=True):
-        axes.annotate(f"{in_words(claim)}: {verdict.removesuffix(' at this budget')}", (0, place), va="center",
-                      xycoords=("axes fraction", "data"), fontsize=10, weight="bold", backgroundcolor="white")
-    axes.set_xscale("symlog", linthresh=0.1)
-    axes.set_xticks([-0.5, -0.2, -0.1, -0.05, 0, 0.05, 0.1, 0.2, 0.5, 1])
-    axes.set_xlim(shown[["paper", "low"]].min(axis=None) - 0.02, shown[["paper", "high"]].max(axis=None) * 1.1)
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.minorticks_off()
-    axes.set(xlabel="PSNR difference that the claim is about (dB; logarithmic beyond ±0.1)")
-    axes.grid(False, axis="y")
-    figure.legend(ncols=2, loc="outside lower center", fontsize=10)
-    return figure
-
-
 def verdicts(rows: pd.DataFrame, folder: str = "") -> pd.DataFrame:
-    """Claims of `best` as people read them, a row each: claim, verdict, paper, ours, profile, seeds, notebook.
-    `folder`: where links to executed notebooks find the results."""
-    first = rows.drop_duplicates("claim")
-    return pd.DataFrame({
-        "claim": first.claim.map(in_words), "verdict": "**" + first.verdict + "**", "paper": first.paper_words,
-        "ours": first.ours_words, "profile": first.profile, "seeds": first.seeds,
-        "notebook": [f"[{name[:2]}]({folder}{profile}/notebooks/{name}.ipynb)"
-                     for name, profile in zip(first.notebook, first.profile, strict=True)]})
+    """Claims of `best` as people read them, a row each: `short` ("C9 PSNR"), claim, verdict, ours, profile, notebook;
+    of a claim that waits, how many runs are finished. `folder`: where links to executed notebooks find the results."""
+    told = []
+    for claim, mine in rows.groupby("claim", sort=False):
+        row = mine.iloc[0]
+        ours = row.ours_words if isinstance(row.comparison, str) else row.ours_words.partition(";")[0]
+        said = (f"**{row.verdict}**", ours)
+        if row.verdict == UNTESTED:
+            said = ("waits", runs) if (runs := progress(mine)) != "not planned" else (runs, "no runs at this budget")
+        number, _, parts = claim.partition(", ")
+        told.append((f"{number} {parts.rpartition(', ')[2]}".strip(), in_words(claim), *said, row.profile,
+                     f"[{row.notebook[:2]}]({folder}{row.profile}/notebooks/{row.notebook}.ipynb)"))
+    return pd.DataFrame(told, columns=["short", "claim", "verdict", "ours", "profile", "notebook"])
 
 
 def compared(rows: pd.DataFrame) -> pd.DataFrame:
     """The comparisons of `best` that are complete, as people read them, a row each."""
     known = rows[rows.ours.notna() & (rows.outcome != "waits")]
-    shown = differences(known)
-    shown.insert(0, "claim", [*known.claim])
-    return shown
+    shown = differences(known).drop(columns="runs")
+    return shown.assign(comparison=[f"{name.partition(',')[0]} {what}" for name, what
+                                    in zip(known.claim, shown.comparison, strict=True)])
+
+
+def opening() -> str:
+    """What README says first, three sentences: what is decided, what IKM adds, what still waits."""
+    claims = verdicts(best())
+    claims = claims[claims.short.str.match(r"C\d")]
+    said = {verdict: [*claims.short[claims.verdict.str.strip("*") == verdict]]
+            for verdict in (*VERDICTS, "not planned")}
+    counts = [f"{len(names)} {verdict} ({', '.join(names)})" for verdict, names in said.items() if names]
+    counts += [f"{n} waiting for runs" for n in [sum(claims.verdict == "waits")] if n]
+    added = [f"{row.comparison} is {row.ours:+.3f} [{row.own_low:+.3f}, {row.own_high:+.3f}] dB at `{row.profile}` "
+             f"({seeds_in_words(row.seeds)})" for row in gains().itertuples()]
+    own, views = authors(), " and ".join(dict.fromkeys(authors().view))
+    own = [f"{row.difference_db:+.3f} [{row.low_db:+.3f}, {row.high_db:+.3f}] dB ({row.network})"
+           for row in own.itertuples()]
+    runs = training.queue(None)
+    left = sum(not (run.finished or run.diverged) for run in runs)
+    primary = planned(PROFILES["cpu-long"], "table3").query("block == 'U-HDB'").run
+    return "\n".join([
+        f"- **Decided:** of the paper's {len(claims)} claims (parts counted singly), {', '.join(counts)}.",
+        f"- **What IKM adds** (Table III: 0.05 to 0.09 dB of PSNR): {', '.join(added) or 'no comparison is complete'}"
+        + f"; in weights that the authors trained ({views}), own attention minus none is " * bool(own)
+        + f"{', '.join(own)}.",
+        f"- **Waiting:** {left} of {len(runs)} declared runs are left; of the primary endpoint, IKM minus vanilla in "
+        f"U-HDB at `cpu-long`, {records.runs_in_words(primary)} are finished."])
+
+
+def readme(text: str) -> str:
+    """README.md with what stands between its markers made anew: `found`, three sentences; `map`, the last column, which
+    says what became of the claims of each row's notebook."""
+    claims = verdicts(best())
+    claims["said"] = claims.ours.where(claims.verdict == "waits", claims.verdict)
+
+    def judged(row: str) -> str:
+        mine = claims[[link.partition("/notebooks/")[2] in row for link in claims.notebook]]
+        told = [f"{', '.join(names)}: {said}" for said, names in mine.groupby("said", sort=False).short]
+        return f"{row.rstrip('|').rpartition('|')[0]}| {'; '.join(told)} |" if told else row
+
+    for name, made in (("found", lambda old: opening()), ("map", lambda old: "\n".join(map(judged, old.split("\n"))))):
+        text = re.sub(rf"(?<=<!-- {name} -->\n\n).*?(?=\n\n<!-- end of {name} -->)",
+                      lambda old, made=made: made(old[0]), text, flags=re.DOTALL)
+    return text
 
 
 def markdown() -> str:
-    """REPORT.md: for every claim the best evidence of all profiles, each row named after its profile."""
+    """REPORT.md, the summary of the article: for every claim the best evidence of all profiles."""
     rows = best()
     if rows.empty:
         return ("# Reproduction report\n\n> **No evidence yet.** No profile that counts as evidence has results; "
                 "`smoke` only shows that everything runs. `./run_all.sh --profile cpu` makes the first evidence.\n")
-    counts = rows.drop_duplicates("claim").loc[lambda table: table.claim.str.match(r"C\d")].verdict.value_counts()
     return "\n\n".join([
-        "# Reproduction report: the best evidence so far",
-        "![All claims: the paper's differences and ours](claims.png)",
-        "What became of the claims of *Image-specific Convolutional Kernel Modulation for Single Image "
-        "Super-resolution* (arXiv 2111.08362). Each row is of the profile that it names: the largest budget at which "
-        "all declared runs of the claim are finished, whatever the verdict there. Errors found in print, deviations "
-        "and compute: [report.html](report.html). Columns of all files: [README.md](README.md).", "## Verdicts",
-        "Of the paper's claims (a claim in two parts counts twice): "
-        + ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict in counts) + ".",
-        markdown_table(verdicts(rows)), "## Comparisons that are complete",
-        markdown_table(compared(rows)),
+        "# Reproduction report: the best evidence so far", opening(), PICTURE.format(""),
+        "Of *Image-specific Convolutional Kernel Modulation for Single Image Super-resolution* (arXiv 2111.08362). The "
+        "whole article, with method, deviations, errors found in print and compute: [report.html](report.html).",
+        "## Verdicts", markdown_table(verdicts(rows).drop(columns="short")),
+        "Each row is of the largest budget (profile) at which all declared runs of the claim are finished. The paper's "
+        "words and the reason of each verdict stand in its notebook.",
+        "## Comparisons that are complete", markdown_table(compared(pd.concat([rows, beside()]))),
         "Comparisons, seeds and rule were declared before the runs ([PLAN.md](PLAN.md)): 95 % intervals of differences "
-        f"paired over images and seeds, all declared runs finished and at least {MIN_SEEDS} seeds; otherwise "
-        f"*{UNTESTED}*. The first interval pools the standard deviations over seeds of like networks, and decides; the "
-        "second uses the comparison's own. A claim of a gain fails where the whole interval lies below "
-        f"{SMALLEST} dB (C6: 0.01 dB), and is *undecided* where it reaches from no gain to one worth a claim. The "
-        "minimum detectable effect is for a power of 80 %. The reason of each verdict stands in its notebook."]) + "\n"
+        f"paired over images and seeds, with at least {MIN_SEEDS} seeds. The first interval pools the standard "
+        "deviations over seeds of like networks, and decides; the second uses the comparison's own. A claim of a gain "
+        f"fails where the whole interval lies below {SMALLEST} dB (C6: 0.01 dB). The minimum detectable effect is for "
+        "a power of 80 %. Columns of all files: [README.md](README.md)."]) + "\n"
 
 
 def html() -> str | None:
@@ -156,28 +206,23 @@ def html() -> str | None:
     if not path.exists():
         return None
     exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)
-    return exporter.from_notebook_node(relinked(nbformat.read(path, as_version=4), folder))[0]
+    page = exporter.from_notebook_node(relinked(nbformat.read(path, as_version=4), folder))[0]
+    return page.replace("</head>", f"<style>{NARROW}</style></head>", 1)
 
 
 def write_report(profile: str) -> Path:
-    """Write runs.csv of a profile and, over all profiles that are evidence, results/REPORT.md, claims.png and
-    report.html; returns REPORT.md.
+    """Write runs.csv of a profile and, over all profiles that are evidence, results/REPORT.md and report.html; returns
+    REPORT.md. Where the records are those of this project, README.md's generated parts are made anew, too.
 
     Raises ValueError, and writes nothing, if a file that it reads is damaged (see `records.all_records`).
     """
-    import matplotlib.pyplot as plt
-
-    chosen, root = config.get_profile(profile), config.results_root()
+    chosen, root, front = config.get_profile(profile), config.results_root(), config.ROOT / "README.md"
     runs, text, page = records.all_records(chosen), markdown(), html()
-    style()
-    if (figure := figure_claims(best())) is not None:
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png")
-        plt.close(figure)
-        write_bytes(root / "claims.png", picture.getvalue())
     if len(runs):
         write_csv(root / chosen.name / "runs.csv", runs)
     if page is not None:
         write_text(root / "report.html", page)
+    if root.resolve() == config.ROOT / "results" and front.exists():
+        write_text(front, readme(front.read_text("utf-8")))
     write_text(root / "REPORT.md", text)
     return root / "REPORT.md"
