@@ -1,14 +1,18 @@
 """Tables, comparisons and verdicts equal a recomputation from the per-image records; nothing trained breaks nothing."""
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import code
 from scipy.stats import t as student
 
+from ikmlib import config
 from ikmlib.config import PROFILES
 from ikmlib.files import write_csv, write_text
-from ikmlib.study import comparisons, experiments, records, stats
+from ikmlib.study import comparisons, experiments, notebook, records, stats
 from ikmlib.study.experiments import planned
 from ikmlib.study.records import SCORES
 
@@ -197,6 +201,41 @@ def test_growth_that_slows_down_is_saturation(results, executed, power, verdict)
     assert executed("07", "cpu").verdicts["C8"]["verdict"] == verdict
 
 
+@pytest.mark.parametrize(("bonus", "verdict"), [(0.1, "supported"), (-0.1, "not supported")])
+def test_the_whole_network_is_judged_alone(results, executed, bonus, verdict):
+    """C1, U-HDN rests on its own five seeds, whatever waits."""
+    fake(CPU, "whole", seeds=range(3, 8), bonus={("IKM",): bonus})
+    page = executed("04", "cpu")
+    said, row = page.verdicts["C1, U-HDN"], indexed(page, "table3_contrasts").loc["U-HDN: IKM − none"]
+    assert said["verdict"] == verdict and page.verdicts["C1"]["verdict"] == stats.UNTESTED
+    assert row.runs == "10 of 10 runs" and row.seeds == 5 and row.gain_db_ours == pytest.approx(bonus, abs=0.02)
+    assert "C1, U-HDN" not in executed("04", "cpu-long").verdicts   # not declared there
+
+
+def test_own_thresholds_are_shown_and_change_no_verdict(results, executed):
+    plan, shown = fake(CPU, "fig9"), []
+    judged = executed("08", "cpu").tables["fig9_contrasts"]
+    cell, = (c for c in code(config.ROOT / "notebooks" / "08_fig9_threshold.ipynb") if "def extra_runs" in c)
+
+    def show(*thresholds):
+        exec(cell, {"extra_thresholds": thresholds, "runs": plan, "page": SimpleNamespace(anew=False), "pd": pd,
+                    "replace": replace, "records": records, "experiments": experiments, "comparisons": comparisons,
+                    "notebook": notebook, "display": lambda table: shown.append(table.data.iloc[0])})
+
+    with pytest.raises(ValueError, match="'mean' is one of the declared thresholds"):
+        show(0.2, "mean")
+    with pytest.raises(ValueError, match="unknown tau 'high'"):
+        show("high")
+    show(0.2)
+    for run in plan[plan.tau == 0.0].run:
+        finish(replace(run, arch=replace(run.arch, tau=0.2)), {("Set5", str(i)): 99.0 for i in range(5)})
+    show(0.2)
+    assert [(row.contrast, row.runs) for row in shown] == [("tau = 0.2 − tau = 0", "3 of 6 runs"),
+                                                           ("tau = 0.2 − tau = 0", "6 of 6 runs")]
+    assert float(shown[1]["gain db ours"]) > 50
+    pd.testing.assert_frame_equal(executed("08", "cpu").tables["fig9_contrasts"], judged)
+
+
 def test_the_zero_threshold_may_be_equal_and_the_median_must_be_better(results, executed):
     fake(CPU, "fig9", bonus={(0.0,): 0.1, ("median",): 0.3})
     page = executed("08", "cpu")
@@ -261,7 +300,8 @@ def test_the_discarded_first_evidence_says_what_its_runs_said(results, executed)
 
 @pytest.mark.parametrize(("bonus", "own", "scale"), [
     ({"IKM": 0.1}, "supported", "not supported"),
-    ({"IKM": 0.1, "constant 1.5": 0.15, "none, weights x 1.5": 0.1, "shuffled": 0.15}, "not supported", "supported")])
+    ({"IKM": 0.1, "constant 1.5": 0.15, "none, weights x 1.5": 0.1, experiments.FASTER: 0.1, "shuffled": 0.15},
+     "not supported", "supported")])
 def test_verdicts_on_the_controls_follow_the_scores(results, executed, bonus, own, scale):
     plan = fake(CPU, "controls", bonus={(b, k): value for b in ("U-HDB", "RB") for k, value in bonus.items()})
     for run in plan.query("control == 'IKM'").run:   # at test as much worse than IKM as constant attention is
