@@ -30,8 +30,8 @@ DIGITS = {"ssim": 4, "psnr": 2, "db": 3, "_k_": 1, "_g_": 1, "": 3}   # decimals
 def check_parameters(cells: Sequence[str]) -> dict[str, object]:
     """The values that papermill gives the notebook's parameters, by name, each of the type of the notebook's own.
 
-    `cells`: IPython's `In`. papermill injects a cell that starts with "# Parameters" after the notebook's own, the
-    first. Values with one meaning are converted: 1e2 for a whole number is 100, one text for a list is a list of it,
+    `cells`: the notebook's cells so far. papermill injects one that starts with "# Parameters" after the notebook's
+    own, the first. Values with one meaning are converted: 1e2 for a whole number is 100, one text for a list is a list of it,
     and a dictionary's keys "2" are 2. Raises ValueError for any other type, such as the text "false" for True, and for
     a name that the notebook does not define (papermill itself only warns).
     """
@@ -192,14 +192,17 @@ def recorded_profile(name: str) -> Profile:
     return [*judged, *executed, PROFILES["cpu"]][0]
 
 
-def open_page(name: str, *, profile: str, train: bool = True, cells: Sequence[str] = ()) -> Page:
+def open_page(name: str, *, profile: str, train: bool = True) -> Page:
     """The page of notebook `name`; refuses unknown parameters and profiles and values of a wrong type, and sets the
-    style. `cells`: IPython's `In`.
+    style.
 
     `train` False: nothing is trained, and nothing slow measured a second time. The profile "recorded" is the largest
     one that holds a verdict of this notebook (see `recorded_profile`); its page trains nothing and writes nothing.
     """
-    given = check_parameters(cells)
+    from IPython import get_ipython
+
+    shell = get_ipython()   # None in a script
+    given = check_parameters(shell.user_ns["In"] if shell else ())
     style()
     if profile == "recorded":
         return Page(name, recorded_profile(name), recorded=True, anew=False, given=given)
