@@ -30,8 +30,8 @@ DIGITS = {"ssim": 4, "psnr": 2, "db": 3, "_k_": 1, "_g_": 1, "": 3}   # decimals
 def check_parameters(cells: Sequence[str]) -> dict[str, object]:
     """The values that papermill gives the notebook's parameters, by name, each of the type of the notebook's own.
 
-    `cells`: the notebook's cells so far. papermill injects one that starts with "# Parameters" after the notebook's
-    own, the first. Values with one meaning are converted: 1e2 for a whole number is 100, one text for a list is a list of it,
+    `cells`: the notebook's cells so far. papermill injects one that starts with "# Parameters" after the first.
+    Values with one meaning are converted: 1e2 for a whole number is 100, one text for a list is a list of it,
     and a dictionary's keys "2" are 2. Raises ValueError for any other type, such as the text "false" for True, and for
     a name that the notebook does not define (papermill itself only warns).
     """

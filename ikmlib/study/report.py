@@ -18,7 +18,7 @@ from ikmlib.study import records, training
 from ikmlib.study.experiments import PARTS, planned
 from ikmlib.study.notebook import CLAIMS, EVIDENCE, differences, markdown_table, read_claims, recorded_profile
 from ikmlib.study.runner import relinked
-from ikmlib.study.stats import MIN_SEEDS, SMALLEST, UNTESTED, VERDICTS, seeds_in_words
+from ikmlib.study.stats import MIN_SEEDS, SMALLEST, UNTESTED, VERDICTS
 
 # The paper's claims, then explanations and claims of this study, in a few words
 WORDS = {
@@ -142,7 +142,7 @@ def opening() -> str:
     counts = [f"{len(names)} {verdict} ({', '.join(names)})" for verdict, names in said.items() if names]
     counts += [f"{n} waiting for runs" for n in [sum(claims.verdict == "waits")] if n]
     added = [f"{row.comparison} is {row.ours:+.3f} [{row.own_low:+.3f}, {row.own_high:+.3f}] dB at `{row.profile}` "
-             f"({seeds_in_words(row.seeds)})" for row in gains().itertuples()]
+             f"({row.seeds} seeds)" for row in gains().itertuples()]
     own, views = authors(), " and ".join(dict.fromkeys(authors().view))
     own = [f"{row.difference_db:+.3f} [{row.low_db:+.3f}, {row.high_db:+.3f}] dB ({row.network})"
            for row in own.itertuples()]
