@@ -106,8 +106,8 @@ def test_files_and_output_are_utf_8_whatever_the_locale(results, tmp_path, local
     assert done.returncode == 0, done.stderr.decode()
     said = subprocess.run([sys.executable, "-c", SAY], env=env, capture_output=True, check=True)
     assert said.stdout.decode() == "…\n"
-    for name in ("REPORT.md", "cpu/claims.csv"):
-        assert "Größe …" in (results / name).read_text("utf-8")
+    for name, words in (("REPORT.md", "−0.1"), ("cpu/claims.csv", "Größe …")):
+        assert words in (results / name).read_text("utf-8")
 
 
 KILL = """

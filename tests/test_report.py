@@ -356,7 +356,7 @@ def test_the_numbers_of_the_report_are_those_of_the_per_image_records(results, e
     assert row["paper"] == "+0.05" and len(compared) == 4 + 8   # U-HDB's is in C1, and a claim of its own
     c1 = verdicts["C1 IKM beats vanilla convolution"]
     assert c1["notebook"] == "[04](cpu/notebooks/04_table3_attention.ipynb)"
-    assert len(verdicts) == 3
+    assert len(verdicts) == 4   # C1, U-HDB and U-HDN alone, C2
     assert len(pd.read_csv(results / "cpu" / "runs.csv")) == 64
 
 

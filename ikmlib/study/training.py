@@ -71,12 +71,14 @@ def train_runs(runs: Iterable[Run], *, deadline: float = math.inf, show: bool = 
     Several processes may share them: each takes the first run that no other has. Raises as `records.train` and, where
     there is something to train, `refuse_mixture` do.
     """
-    runs, diverged = [run for run in dict.fromkeys(runs) if not run.diverged], 0
-    if not all(run.finished for run in runs):
+    runs, diverged = list(dict.fromkeys(runs)), 0
+    if not all(run.finished or run.diverged for run in runs):
         refuse_mixture(runs, records.default_device())
     for run in runs:
         if time.monotonic() >= deadline:
             break
+        if run.diverged and records.state(run):   # which can be read
+            continue
         try:
             if records.train(run, deadline=deadline, show=show):
                 scoring.score(run)
