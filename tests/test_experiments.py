@@ -1,9 +1,11 @@
 """The plan: what was declared, shared runs, order; what is done, how long the rest takes, what is kept of a run."""
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import torch
 from conftest import tiny
 
 from ikmlib import config, files
@@ -219,3 +221,15 @@ def test_a_comparison_may_not_mix_devices_or_precisions(results, changed):
 def test_what_had_diverged_before_is_no_failure(results):
     files.write_text(tiny(seed=1).folder / "diverged.json", '{"update": 3}')
     assert training.train_runs([tiny(), tiny(seed=1)], show=False) == 0 and tiny().finished
+
+
+@pytest.mark.parametrize(("profile", "gigabytes", "jobs"), [
+    ("small", 8, 4), ("small", 4, 2), ("small", 1, 1), ("paper", 16, 1), ("paper", 80, 4)])
+def test_on_a_gpu_as_many_run_as_its_memory_holds(results, monkeypatch, profile, gigabytes, jobs):
+    started = []
+    memory = SimpleNamespace(total_memory=int(gigabytes * 1e9))
+    monkeypatch.setattr(records, "default_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
+    monkeypatch.setattr(training, "programs", lambda commands, at_once: started.append(at_once) or [(0, 0)])
+    monkeypatch.setattr(training, "train_runs", lambda runs, deadline: started.append(1) or 0)
+    assert training.train(PROFILES[profile], [], None, download=False) == 0 and started == [jobs]

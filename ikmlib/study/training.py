@@ -94,9 +94,10 @@ def train(profile: Profile | None, only: Sequence[str], jobs: int | None, time_l
           download: bool = True) -> int:
     """Train the unfinished runs of `queue(profile, only)`, in `jobs` processes that share the queue.
 
-    Without `jobs`, one a core but at most 8, or 4 on a GPU. `time_limit` is in seconds. Missing image sets are fetched
-    first if `download`. Returns the exit code, 0 if no run diverged and no process failed. Raises ValueError for `jobs`
-    below 1 and for unknown notebooks, FetchError for a training set, KeyboardInterrupt if a process was stopped.
+    Without `jobs`, one a core but at most 8, or on a GPU what its memory holds, at most 4. `time_limit` is in seconds.
+    Missing image sets are fetched first if `download`. Returns the exit code, 0 if no run diverged and no process
+    failed. Raises ValueError for `jobs` below 1 and for unknown notebooks, FetchError for a training set,
+    KeyboardInterrupt if a process was stopped.
     """
     if jobs is not None and jobs < 1:
         raise ValueError(f"--jobs must be 1 or more, not {jobs}")
@@ -113,7 +114,10 @@ def train(profile: Profile | None, only: Sequence[str], jobs: int | None, time_l
           files.locked(config.results_root() / ".lock", wait=True)):
         jobs = 1 if said else jobs   # on a file system without locks, two would train the same run
     unfinished = sum(not (run.finished or run.diverged) for run in queue(profile, only))
-    jobs = min(unfinished, jobs or (4 if records.default_device().type == "cuda" else min(cores(), 8)))
+    if jobs is None and records.default_device().type == "cuda":
+        gigabytes = 12 if "DIV2K" in sets.train_sets else 2   # of a process: images, activations, CUDA itself
+        jobs = max(1, min(4, int(torch.cuda.get_device_properties(0).total_memory / 1e9 / gigabytes)))
+    jobs = min(unfinished, jobs or min(cores(), 8))
     if jobs <= 1:
         return int(train_runs(queue(profile, only), deadline=time.monotonic() + time_limit) > 0)
     print(f"{profile.name if profile else 'the plan'}: {unfinished} runs to train, {jobs} at a time", flush=True)
