@@ -118,6 +118,8 @@ def depend_on(project: Path, package: str, installed: Path | None = None) -> str
     `installed`, by default the project."""
     (project / "pyproject.toml").write_text(
         f'[project]\ndependencies = ["{package}"]\n[project.optional-dependencies]\ntest = []\n')
+    (project / "ikmlib.egg-info").mkdir(exist_ok=True)   # an installation leaves it
+    (project / "ikmlib.egg-info" / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: ikmlib\nVersion: 0.1.0\n")
     folder = project.parent / "site"
     (folder / "ikmlib-0.1.0.dist-info").mkdir(parents=True, exist_ok=True)
     (folder / "ikmlib-0.1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: ikmlib\nVersion: 0.1.0\n")
