@@ -23,6 +23,7 @@ def book(tmp_path_factory):
     """What the notebook defines where it finds no weights; and, in their place, a small network without training."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IKM_RESULTS", str(tmp_path_factory.mktemp("results")))
+        patch.setattr(notebook.Page, "measured", lambda page, name, measure: measure())   # tables without rows
         exec("\n".join(CELLS), space := {"In": CELLS[:1], "__name__": "__main__"})
     return SimpleNamespace(**space | {"run": RUN, "network": RUN.build().eval(), "networks": {RUN: RUN.build().eval()}})
 
