@@ -21,8 +21,7 @@ def _parser() -> argparse.ArgumentParser:
                          "smoke; of train and status without CUDA: the plan, across cpu and cpu-long")
     only.add_argument("--only", metavar="NN", action="extend", default=[], type=lambda s: s.replace(",", " ").split(),
                       help="only this notebook or its runs, by number (04) or name; repeatable, or a comma list")
-    training.add_argument("--jobs", type=int,
-                          help="runs trained at once (default: one a CPU core, or on a GPU what fits, at most 4)")
+    training.add_argument("--jobs", type=int, help="runs at once (default: one a core; on a GPU what fits, at most 4)")
     training.add_argument("--no-download", action="store_true", help="use what is installed, or embedded photographs")
 
     def command(act, *parents: argparse.ArgumentParser, epilog: str = "") -> argparse.ArgumentParser:
