@@ -10,6 +10,8 @@ from pathlib import Path
 
 from ikmlib import config
 
+GRACE = 60.0   # seconds after `train --time-limit`, at which all that has not ended by itself is stopped
+
 
 def _parser() -> argparse.ArgumentParser:
     """All commands. Of the one given, `args.act` is the function and `args.parser` the parser."""
@@ -36,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--dry-run", action="store_true", help="check the arguments, name the notebooks, do nothing")
     sub = command(train, profile, only, training)
     sub.add_argument("--time-limit", type=float, metavar="SECONDS", default=float("inf"),
-                     help="stop, with everything saved, after this long")
+                     help="stop, with everything saved, after this long; loading or scoring is cut off a minute later")
     sub.add_argument("--ray", nargs="?", const="", metavar="ADDRESS",
                      help="as tasks of a Ray cluster that shares IKM_RESULTS; without an address, on this machine")
     command(status, profile)
@@ -70,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     args, unknown = _parser().parse_known_args(argv)
     if unknown:
         args.parser.error(f"unknown: {' '.join(unknown)}")   # with the usage of this very command
-    for number in (signal.SIGTERM, signal.SIGHUP):   # they stop as Ctrl-C does: save first
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):   # they stop as Ctrl-C does: save first
         if signal.getsignal(number) != signal.SIG_IGN:   # as under nohup
             signal.signal(number, signal.default_int_handler)
     try:
@@ -86,6 +88,8 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         print(f"stopped; what is finished is kept, and the same command continues. {stop}", file=sys.stderr)
         return 130
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)   # that of `train --time-limit`
 
 
 def _planned(name: str | None) -> config.Profile | None:
@@ -112,6 +116,8 @@ def train(args: argparse.Namespace) -> int:
     """train the plan's unfinished runs in its order; stop and continue at any time"""
     from ikmlib.study import training
     profile = _planned(args.profile)
+    if args.time_limit < float("inf"):   # training ends by itself, but images may still be loading
+        signal.setitimer(signal.ITIMER_REAL, max(args.time_limit, 0) + GRACE)
     if args.ray is None:
         return training.train(profile, args.only, args.jobs, args.time_limit, not args.no_download)
     try:

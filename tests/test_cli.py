@@ -137,6 +137,16 @@ def test_train_shares_the_queue_between_processes(results, capfd, monkeypatch):
     assert "24 runs to train, 2 at a time" in capfd.readouterr().out
 
 
+def test_a_time_limit_holds_while_images_load(tmp_path):
+    """Reading the training images never ends here, so that the alarm has to end it."""
+    program = ("import sys, time; from ikmlib import __main__, data\n__main__.GRACE = 0.1\n"
+               "data.split = lambda names: time.sleep(1e6)\nsys.exit(__main__.main(sys.argv[1:]))")
+    words = ["train", "--profile", "smoke", "--only", "10", "--jobs", "1", "--no-download", "--time-limit", "0.5"]
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, timeout=300,
+                          check=False, env={**os.environ, "IKM_RESULTS": str(tmp_path), "PYTHONPATH": str(config.ROOT)})
+    assert done.returncode == 130 and done.stderr.splitlines()[-1].startswith("stopped; what is finished is kept")
+
+
 @pytest.mark.parametrize(("codes", "expected"), [((0, 0), 0), ((0, 1), 1), ((0, -9), 9), ((130, 0), 130)])
 def test_a_failed_or_interrupted_worker_is_not_passed_over(results, monkeypatch, codes, expected):
     left = list(codes)
