@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(upscale, epilog="Files that exist are left as they are: the same command continues after a stop.\n"
                   "What is larger than 256 x 256 pixels is enlarged in tiles, each with its own attention.")
     sub.add_argument("inputs", nargs="+", type=Path, metavar="IN", help="pictures, and folders with pictures")
-    sub.add_argument("-o", "--out", type=Path, required=True, help="a folder or, for one picture, a new PNG file")
+    sub.add_argument("-o", "--out", type=Path, required=True, help="the folder of the results")
     sub.add_argument("--scale", type=int, choices=(2, 3, 4), help="default: what --weights is for, or 2")
     sub.add_argument("--weights", type=Path, metavar="FILE", help="default: the best of results/weights for the scale")
     sub = command(score, epilog="Low-resolution pictures are made as by MATLAB's imresize. Each goes through the\n"

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from ikmlib.datasets import pictures
 from ikmlib.files import write_bytes
 from ikmlib.pictures import SUFFIXES, read_picture
 from ikmlib.study import records, weights
@@ -45,37 +46,22 @@ def enlarge(network: torch.nn.Module, picture: Image.Image, scale: int) -> Image
     return enlarged
 
 
-def _pictures_in(folder: Path) -> list[Path]:
-    """The pictures below a folder, by suffix, in order. Names what else there is in a warning; hidden files are not."""
-    pictures, others = [], set()
-    for path in sorted(folder.rglob("*")):
-        linked_folder = path.is_symlink() and path.is_dir()
-        if path.is_dir() and not linked_folder or any(p.startswith(".") for p in path.relative_to(folder).parts):
-            continue
-        if path.suffix.lower() in SUFFIXES and not linked_folder:
-            pictures.append(path)
-        else:
-            others.add(f"the linked folder {path.name}" if linked_folder else path.suffix.lower() or path.name)
-    if others:
-        warnings.warn(f"{folder}: passed over are {', '.join(sorted(others))}", stacklevel=2)
-    return pictures
-
-
 def plan(inputs: list[Path], out: Path, scale: int) -> list[tuple[Path, Path]]:
-    """What becomes what: (input file, output file). Folders are searched to the bottom, and kept as folders of `out`.
+    """What becomes what: (input file, PNG file in the folder `out`). Of an input folder, the pictures in it are meant,
+    and a warning names what else there is.
 
-    `out` is a folder or, for one input file, a PNG file that does not exist yet. An input that is the result of another
-    one is left out, so that `upscale *.png -o .` can be repeated. Raises ValueError: no pictures, or another `out`.
+    An input that is the result of another one is left out, so that `upscale *.png -o .` can be repeated. Raises
+    ValueError: no pictures, or `out` is the name of a file.
     """
-    if out.suffix.lower() in Image.registered_extensions() and not out.is_dir():
-        if out.suffix.lower() != ".png" or len(inputs) != 1 or inputs[0].is_dir() or out.exists():
-            raise ValueError(f"output {out}: allowed are a folder or, for one input file, a new name that ends in .png")
-        return [(inputs[0], out)]
+    if out.suffix.lower() in SUFFIXES and not out.is_dir():
+        raise ValueError(f"output {out} is the name of a picture; allowed: a folder")
     pairs = {}
     for given in inputs:
-        for path in _pictures_in(given) if given.is_dir() else [given]:
-            below = path.parent.relative_to(given) if given.is_dir() else Path()
-            pairs.setdefault(path.absolute(), (path, out / below / f"{path.stem}_x{scale}.png"))
+        found = pictures(given) if given.is_dir() else [given]
+        others = {path.suffix.lower() or path.name for path in given.glob("[!.]*") if path not in found}
+        if others:
+            warnings.warn(f"{given}: passed over are {', '.join(sorted(others))}", stacklevel=2)
+        pairs |= {path.absolute(): (path, out / f"{path.stem}_x{scale}.png") for path in found}
     if not pairs:
         raise ValueError(f"no pictures in {', '.join(map(str, inputs))}")
     targets = {target.absolute() for _, target in pairs.values()}

@@ -141,8 +141,7 @@ def full_disks(root: Path, whole: dict) -> tuple[int, int, str]:
         run = next(root.glob("smoke/runs/*"))
         found += [full_disk(root, ("weights", "export", str(run)), writes) for writes in (0, 1, 99)]
         Image.effect_noise((30, 20), 50).save(root / "a.png")
-        enlarge = ("upscale", f"{root}/a.png", "-o", f"{root}/a_x2.png",
-                   "--weights", f"{root}/weights/{run.name}.safetensors")
+        enlarge = ("upscale", f"{root}/a.png", "-o", f"{root}", "--weights", f"{root}/weights/{run.name}.safetensors")
         code, name = full_disk(root, enlarge, 0)
         found += [(code + 1, name), full_disk(root, enlarge, 99)]   # code 1: of all its pictures, this one failed
         lost = (outcome(root) != whole) + sum((code, bool(name)) not in ((2, True), (0, False)) for code, name in found)
