@@ -146,10 +146,9 @@ def data(args: argparse.Namespace) -> int:
             print(f"{name}: {datasets.fetch(name)}")
             continue
         try:
-            states = datasets.verify(name)
-            wrong = datasets.in_words(states)
-            pixels = "" if "corrupt" in set(states.state) else f"; pixels have sha256 {datasets.pixels_sha256(name)}"
-            print(f"{name}: {wrong or f'{len(states)} images are ok'}{pixels}")
+            wrong = datasets.verify(name)
+            pixels = "" if "damaged" in wrong else f"; pixels have sha256 {datasets.pixels_sha256(name)}"
+            print(f"{name}: {wrong or f'{datasets.image_set(name).count} images are ok'}{pixels}")
         except FileNotFoundError as error:
             print(wrong := str(error))
         bad = bad or bool(wrong)

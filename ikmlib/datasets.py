@@ -132,7 +132,7 @@ def load(name: str) -> dict[str, np.ndarray]:
 
     Warns if images are not the published ones. Raises as `paths` and `read_image` do.
     """
-    if _published(image_set(name)) and (wrong := in_words(verify(name))):
+    if _published(image_set(name)) and (wrong := verify(name)):
         warnings.warn(f"{name}: {wrong}", stacklevel=2)
     return {image: read_image(path) for image, path in tqdm(paths(name).items(), name, delay=2)}
 
@@ -160,34 +160,26 @@ def pixels_sha256(name: str) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def verify(name: str) -> pd.DataFrame:
-    """Read every image of the set: a table with columns image, state (ok | corrupt | differs). Raises as `paths`.
+def verify(name: str) -> str:
+    """Read every image of the set: what is wrong, in words that name up to five images; empty if nothing is.
 
-    `ok`: a published file, a copy in another format with its name and pixels or, of a set that nobody published, a file
-    that can be read to its last pixel. `differs`: it can be read, but is none of these.
+    Raises as `paths` does. Right is a published file, a copy in another format with its name and pixels or, of a set
+    that nobody published, a file that can be read to its last pixel.
     """
-    published, rows = _published(image_set(name)), []
-    for image, path in tqdm(paths(name).items(), f"verify {name}", delay=2):
-        known, state = published.get(image), "ok"
-        if not known or files.sha256(path) != known.sha256:
-            try:
-                if _pixels_sha256(path, path.stat().st_mtime_ns) != getattr(known, "pixels_sha256", "") and published:
-                    state = "differs"
-            except ValueError:
-                state = "corrupt"
-        rows.append((image, state))
-    return pd.DataFrame(rows, columns=["image", "state"])
-
-
-def in_words(states: pd.DataFrame) -> str:
-    """What is wrong in a table of `verify`, with the names of five images; empty if nothing is."""
-    found = []
-    for state, what in (("differs", "differ from the published files"), ("corrupt", "are damaged")):
-        wrong = states.image[states.state == state]
-        if len(wrong):
-            found.append(f"{len(wrong)} of {len(states)} images {what}: {', '.join(wrong[:5])}"
-                         + ", ..." * (len(wrong) > 5))
-    return "; ".join(found)
+    published, found = _published(image_set(name)), paths(name)
+    wrong: dict[str, list[str]] = {"differ from the published files": [], "are damaged": []}
+    for image, path in tqdm(found.items(), f"verify {name}", delay=2):
+        known = published.get(image)
+        if known and files.sha256(path) == known.sha256:
+            continue
+        try:
+            if _pixels_sha256(path, path.stat().st_mtime_ns) != getattr(known, "pixels_sha256", "") and published:
+                wrong["differ from the published files"].append(image)
+        except ValueError:
+            wrong["are damaged"].append(image)
+    return "; ".join(f"{len(images)} of {len(found)} images {what}: "
+                     + ", ".join(images[:5]) + ", ..." * (len(images) > 5)
+                     for what, images in wrong.items() if images)
 
 
 # --- downloading ----------------------------------------------------------------------------------------------------
