@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -98,6 +99,9 @@ def load(path: str | Path, scale: int | None = None) -> tuple[nn.Module, dict]:
     from safetensors import safe_open
 
     path = Path(path)
+    if zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is a file of torch.save; allowed are those of `ikmlib.save`, which say which network "
+                         "they hold (`trainers.evaluate` scores any network)")
     with open(path, "rb"), reading(path), safe_open(path, "pt") as file:   # open, so that a missing file is an OSError
         record = json.loads((file.metadata() or {})[METADATA])
         state = {name: file.get_tensor(name) for name in file.keys()}

@@ -220,11 +220,12 @@ class Trainer:
     `updates`: steps of Adam, each on `batch` patches; `rate`: the largest learning rate; `checkpoint`: the file of the
     run's state; `validate`: the model -> PSNR in dB, as `mean_psnr` gives it, asked for `validations` times.
 
-    `key` names the run inside its checkpoint; `schedule`: see `learning_rate`; `loss`: `mae` or `mae_y`; `reverse`
-    shows the images of every batch in reverse order: the same mathematics, summed in another order; `where` says on
-    what it is trained (machine, versions, commit), and is kept in `progress.stretches` when it changes. Batches depend
-    on (seed, update) alone and Adam's state is saved, so an interrupted run ends with the same bits as an uninterrupted
-    one (same CPU, versions and number of threads; a GPU may sum in another order each time). Raises
+    `key` names the run inside its checkpoint: with another model, other patches or another length, give another key or
+    file, because what a checkpoint says is done is not done again. `schedule`: see `learning_rate`; `loss`: `mae` or
+    `mae_y`; `reverse` shows the images of every batch in reverse order: the same mathematics, summed in another order;
+    `where` says on what it is trained (machine, versions, commit), and is kept in `progress.stretches` when it changes.
+    Batches depend on (seed, update) alone and Adam's state is saved, so an interrupted run ends with the same bits as
+    an uninterrupted one (same CPU, versions and number of threads; a GPU may sum in another order each time). Raises
     UnreadableCheckpoint for a checkpoint that is damaged or another run's, ValueError for one that lacks a part.
     """
 

@@ -212,23 +212,18 @@ def test_ours_on_set5_alone_is_of_the_images_that_the_paper_scores(results):
     assert answer.mean == pytest.approx(of["U-HDN+IKM"] - of["IDN"]) and answer.images == 5
 
 
-def beside_at(profile, gain):
-    """U-HDN+IKM minus U-HDN of a same-budget comparison; NaN waits."""
-    row = {"contrast": "U-HDN+IKM − U-HDN", "gain_db_paper": np.nan, "gain_db_ours": gain, "low_db": gain - 0.2,
-           "high_db": gain + 0.2, "own_low_db": gain - 0.1, "own_high_db": gain + 0.1, "detectable_db": 0.3, "seeds": 3}
-    write_csv(config.results_root() / profile / "table1_contrasts.csv", pd.DataFrame([row]))
-
-
 def test_the_first_sentences_count_verdicts_and_tell_every_complete_gain(results):
     decided, added, waiting = report.opening().splitlines()
-    assert "of the paper's 0 claims" in decided and "no comparison is complete" in added
-    assert "314 of 314 declared runs are left" in waiting and "0 of 20 runs are finished" in waiting
+    assert "0 of 0 parts of the paper's claims" in decided and "0 of 0 complete comparisons show a gain" in added
+    assert "0 of 314 runs are finished" in waiting and waiting.endswith("0 of 20 runs.")
     verdict_at("cpu", "08_fig9_threshold", {"C4, zero": "supported", "C4, median": "not supported"})
     verdict_at("cpu", "09_fig10_iso_vs_go", {"C5": stats.UNTESTED})
     verdict_at("cpu", "03_table2_high_fidelity", {"C9, Table II": stats.UNTESTED})
     verdict_at("cpu", "00_protocol", {"P1": "supported"})   # not the paper's
-    beside_at("cpu", 0.5)
-    beside_at("cpu-long", np.nan)
+    page = notebook.Page("02_table1_lightweight", config.PROFILES["cpu"])
+    for claim, gain, outcome in (("Beside C9, IKM in U-HDN", 0.5, "holds"), ("C1", np.nan, "waits")):
+        page.verdict(claim, verdict="exploratory" if outcome == "holds" else stats.UNTESTED, **WORDS,
+                     comparisons=judged(("U-HDN+IKM − U-HDN", np.nan, gain, outcome, "1 of 4 runs")))
     write_csv(results / "cpu" / "authors_own.csv", pd.DataFrame(
         [("CoMo-S x2", view, contrast, 119, mean, mean - 0.01, mean + 0.01)
          for view, mean in (("48 x 48 patches", -0.03), ("whole images", -0.02))
@@ -236,11 +231,11 @@ def test_the_first_sentences_count_verdicts_and_tell_every_complete_gain(results
         columns=["network", "view", "contrast", "images", "difference_db", "low_db", "high_db"]))
     trained(experiments.planned(config.PROFILES["cpu"], "same_budget").run)
     decided, added, waiting = report.opening().splitlines()
-    assert decided.endswith("of the paper's 4 claims (parts counted singly), 1 supported (C4 zero), "
-                            "1 not supported (C4 median), 1 not planned (C9 Table II), 1 waiting for runs.")
-    assert "U-HDN+IKM − U-HDN is +0.500 [+0.400, +0.600] dB at `cpu` (3 seeds); " in added   # its own interval
-    assert added.endswith("(whole images), own attention minus none is -0.020 [-0.030, -0.010] dB (CoMo-S x2).")
-    assert "293 of 314 declared runs are left" in waiting
+    assert decided.endswith("2 of 5 parts of the paper's claims. *Supported:* C4 zero (C4, zero at cpu). "
+                            "*Not supported:* C4 median (C4, median at cpu).")   # neither of C5, C9 waits: no comparison
+    assert "1 of 1 complete comparisons show a gain; U-HDN+IKM − U-HDN is +0.500 [" in added
+    assert added.endswith("adds -0.020 to -0.020 dB (CoMo-S x2; exploratory).")
+    assert "1 parts (C1)" in waiting and "21 of 314 runs are finished" in waiting
 
 
 FRONT = """# Title

@@ -134,7 +134,8 @@ def _difference(weights: Mapping[tuple, float], cells: Mapping[tuple, pd.DataFra
     seeds = sorted(set.intersection(*(set(rows.seed) for rows in declared)))
     needed = pd.concat([rows[rows.seed.isin(seeds)] for rows in declared])
     # "missing" is the largest word: a run that is tested in two ways is finished when both are
-    waiting = Difference(runs=states_in_words(needed.groupby("run").state.max()))
+    states = needed.groupby("run").state.max()
+    waiting = Difference(runs=states_in_words(states), states=tuple(states.items()))
     if set(needed.state) != {"finished"} or not set(weights) <= set(psnr):
         return waiting
     table = sum(weight * psnr[cell][seeds] for cell, weight in weights.items()).dropna()
@@ -143,7 +144,7 @@ def _difference(weights: Mapping[tuple, float], cells: Mapping[tuple, pd.DataFra
     if deviation is not None:
         norm = np.sqrt(sum(weight ** 2 for weight in weights.values()) / len(seeds))
         deviation = deviation[0] * norm, deviation[1]
-    return replace(paired(table.to_numpy(dtype=float).T, deviation), runs=waiting.runs)
+    return replace(paired(table.to_numpy(dtype=float).T, deviation), runs=waiting.runs, states=waiting.states)
 
 
 def table(found: Found) -> pd.DataFrame:
@@ -192,14 +193,16 @@ def claim(found: Found, profile: Profile, *, paper: str, holds: str, margin: flo
 
 
 def _ours_in_words(found: Found, said: Mapping[str, str]) -> str:
-    """The comparisons of a claim in one line."""
+    """The comparisons of a claim in one line; while one waits, how many of the claim's runs are finished."""
     if len(found) == 1:
         return str(*found.values())
     if "waits" in said.values():
-        return f"{sum(d.seeds >= MIN_SEEDS for d in found.values())} of {len(found)} comparisons are complete"
+        states = dict(state for d in found.values() for state in d.states)
+        complete = f"{sum(d.seeds >= MIN_SEEDS for d in found.values())} of {len(found)} comparisons complete"
+        return f"{states_in_words(states.values())}, {complete}" if states else complete
     counts = ", ".join(f"{n} {outcome.removesuffix('s')}" for outcome, n in Counter(said.values()).items())
     means, unit = [d.mean for d in found.values()], [*found.values()][0].unit
-    return f"of {len(found)} comparisons {counts}; from {min(means):+.3f} to {max(means):+.3f} {unit}"
+    return f"of {len(found)} comparisons {counts}, from {min(means):+.3f} to {max(means):+.3f} {unit}"
 
 
 # --- figures --------------------------------------------------------------------------------------------------------

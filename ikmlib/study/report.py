@@ -15,10 +15,10 @@ from ikmlib import config
 from ikmlib.config import PROFILES
 from ikmlib.files import read_csv, write_csv, write_text
 from ikmlib.study import records, training
-from ikmlib.study.experiments import PARTS, planned
+from ikmlib.study.experiments import planned
 from ikmlib.study.notebook import CLAIMS, EVIDENCE, differences, markdown_table, read_claims, recorded_profile
 from ikmlib.study.runner import relinked
-from ikmlib.study.stats import MIN_SEEDS, SMALLEST, UNTESTED, VERDICTS
+from ikmlib.study.stats import MIN_SEEDS, SMALLEST, UNTESTED
 
 # The paper's claims, then explanations and claims of this study, in a few words
 WORDS = {
@@ -29,8 +29,7 @@ WORDS = {
     "C12": "IKM adapts to each signal", "E1": "own attention is why", "E2": "mere scale is why",
     "E3": "the authors' own weights", "P1": "our scoring is the paper's", "D1": "works in other networks",
 }
-RENAMED = {"contrast": "comparison", "gain_db_ours": "ours", "gain_db_paper": "paper"} | {
-    f"{name}_db": name for name in ("low", "high", "own_low", "own_high", "detectable")}   # as claims.csv calls them
+WAITS = "waits for runs"   # in place of UNTESTED, where a comparison does
 PICTURE = ('<picture><source media="(max-width: 600px)" srcset="{0}claims_narrow.png"><img src="{0}claims.png" '
            'alt="All claims: the differences of the paper and ours with 95 % intervals"></picture>')
 
@@ -64,25 +63,10 @@ def best() -> pd.DataFrame:
     return rows.sort_values("place", kind="stable")[[*CLAIMS, "profile"]].reset_index(drop=True)
 
 
-def beside() -> pd.DataFrame:
-    """U-HDN+IKM minus U-HDN in the same-budget comparison, a row a profile where it is complete, columns as in `best`.
-    By declaration it is no part of C9, so that no claim holds it, and it is not judged."""
-    found = pd.DataFrame(columns=[*CLAIMS, "profile"], dtype=object)
-    for profile in EVIDENCE:
-        path = config.results_root() / profile.name / "table1_contrasts.csv"
-        if path.exists():
-            rows = read_csv(path).rename(columns=RENAMED).dropna(subset=["ours"])
-            rows = rows[rows.comparison == "U-HDN+IKM − U-HDN"].assign(
-                claim="Beside C9, IKM in U-HDN", verdict="not judged", outcome="not judged", unit="dB",
-                profile=profile.name)
-            found = pd.concat([found, rows[[name for name in found if name in rows]].astype(object)])
-    return found
-
-
 def gains() -> pd.DataFrame:
-    """IKM minus the vanilla convolution wherever all declared runs are finished: `beside` and the comparisons of C1 at
-    every profile, a row each, columns as in `best`."""
-    rows = pd.concat([*(read_claims(profile).assign(profile=profile.name) for profile in reversed(EVIDENCE)), beside()])
+    """IKM minus the vanilla convolution wherever all declared runs are finished, at every profile: the comparisons of
+    C1, and the one beside C9, a row each, columns as in `best`."""
+    rows = pd.concat(read_claims(profile).assign(profile=profile.name) for profile in reversed(EVIDENCE))
     rows = rows[rows.claim.str.match("C1(,|$)|Beside") & rows.ours.notna()]
     return rows.drop_duplicates(["comparison", "profile"])
 
@@ -96,31 +80,19 @@ def authors() -> pd.DataFrame:
     return rows.sort_values(["network", "view"]).drop_duplicates("network", keep="last")
 
 
-def progress(rows: pd.DataFrame) -> str:
-    """How many of the declared runs that a claim waits for are finished: "16 of 64 runs". `rows`: the claim's, of
-    `best`. They are those of its comparison or, where it has several, of the first part that its notebook shows."""
-    row = rows.iloc[0]
-    part = next((name for name, part in PARTS.items() if part.notebook == row.notebook), None)
-    if len(rows) == 1 and isinstance(row.runs, str) or part is None:
-        return str(row.runs)
-    return records.runs_in_words(planned(PROFILES[row.profile], part).run)
-
-
 # --- the report -----------------------------------------------------------------------------------------------------
 
 
 def verdicts(rows: pd.DataFrame, folder: str = "") -> pd.DataFrame:
-    """Claims of `best` as people read them, a row each: `short` ("C9 PSNR"), claim, verdict, ours, profile, notebook;
-    of a claim that waits, how many runs are finished. `folder`: where links to executed notebooks find the results."""
+    """Claims of `best` as people read them, a row each: `short` ("C9 PSNR"), claim, verdict, ours up to its first
+    semicolon, profile, notebook. `folder`: where links to executed notebooks find the results."""
     told = []
     for claim, mine in rows.groupby("claim", sort=False):
         row = mine.iloc[0]
-        ours = row.ours_words if isinstance(row.comparison, str) else row.ours_words.partition(";")[0]
-        said = (f"**{row.verdict}**", ours)
-        if row.verdict == UNTESTED:
-            said = ("waits", runs) if (runs := progress(mine)) != "not planned" else (runs, "no runs at this budget")
         number, _, parts = claim.partition(", ")
-        told.append((f"{number} {parts.rpartition(', ')[2]}".strip(), in_words(claim), *said, row.profile,
+        said = WAITS if row.verdict == UNTESTED and "waits" in set(mine.outcome) else row.verdict
+        told.append((f"{number} {parts.rpartition(', ')[2]}".strip(), in_words(claim), said,
+                     row.ours_words.partition(";")[0], row.profile,
                      f"[{row.notebook[:2]}]({folder}{row.profile}/notebooks/{row.notebook}.ipynb)"))
     return pd.DataFrame(told, columns=["short", "claim", "verdict", "ours", "profile", "notebook"])
 
@@ -134,35 +106,36 @@ def compared(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def opening() -> str:
-    """What README says first, three sentences: what is decided, what IKM adds, what still waits."""
+    """What README says first: what is decided, what IKM adds, what still waits."""
     claims = verdicts(best())
     claims = claims[claims.short.str.match(r"C\d")]
-    said = {verdict: [*claims.short[claims.verdict.str.strip("*") == verdict]]
-            for verdict in (*VERDICTS, "not planned")}
-    counts = [f"{len(names)} {verdict} ({', '.join(names)})" for verdict, names in said.items() if names]
-    counts += [f"{n} waiting for runs" for n in [sum(claims.verdict == "waits")] if n]
-    added = [f"{row.comparison} is {row.ours:+.3f} [{row.own_low:+.3f}, {row.own_high:+.3f}] dB at `{row.profile}` "
-             f"({row.seeds} seeds)" for row in gains().itertuples()]
-    own, views = authors(), " and ".join(dict.fromkeys(authors().view))
-    own = [f"{row.difference_db:+.3f} [{row.low_db:+.3f}, {row.high_db:+.3f}] dB ({row.network})"
-           for row in own.itertuples()]
-    runs = training.queue(None)
-    left = sum(not (run.finished or run.diverged) for run in runs)
+    decided = claims[~claims.verdict.isin([WAITS, UNTESTED])]
+    told = [f"*{verdict.capitalize()}:* " + ", ".join(f"{row.short} ({row.ours})" for row in mine.itertuples()) + "."
+            for verdict, mine in decided.groupby("verdict", sort=False)]
+    added, own = gains(), authors()
+    added = [f"{(added.own_low > 0).sum()} of {len(added)} complete comparisons show a gain", *(
+        f"{row.comparison} is {row.ours:+.3f} [{row.own_low:+.3f}, {row.own_high:+.3f}] dB at `{row.profile}` "
+        f"({row.seeds} seeds)" for row in added.itertuples())]
+    if len(own):
+        adds = own.difference_db
+        added.append("in the authors' own weights of a later network, an image's own attention in place of none, "
+                     f"exchanged at test time, adds {adds.min():+.3f} to {adds.max():+.3f} dB "
+                     f"({', '.join(own.network)}; exploratory)")
+    runs, waiting = training.queue(None), claims.short[claims.verdict == WAITS]
     primary = planned(PROFILES["cpu-long"], "table3").query("block == 'U-HDB'").run
     return "\n".join([
-        f"- **Decided:** of the paper's {len(claims)} claims (parts counted singly), {', '.join(counts)}.",
-        f"- **What IKM adds** (Table III: 0.05 to 0.09 dB of PSNR): {', '.join(added) or 'no comparison is complete'}"
-        + f"; in weights that the authors trained ({views}), own attention minus none is " * bool(own)
-        + f"{', '.join(own)}.",
-        f"- **Waiting:** {left} of {len(runs)} declared runs are left; of the primary endpoint, IKM minus vanilla in "
-        f"U-HDB at `cpu-long`, {records.runs_in_words(primary)} are finished."])
+        " ".join([f"- **Decided:** {len(decided)} of {len(claims)} parts of the paper's claims.", *told]),
+        f"- **What IKM adds** (Table III: 0.05 to 0.09 dB of PSNR): {'; '.join(added)}.",
+        f"- **Waiting for runs:** {len(waiting)} parts ({', '.join(waiting) or 'none'}). Of all declared runs, "
+        f"{records.runs_in_words(runs)} are finished; of the primary endpoint, IKM minus vanilla in U-HDB at "
+        f"`cpu-long`, {records.runs_in_words(primary)}."])
 
 
 def readme(text: str) -> str:
-    """README.md with what stands between its markers made anew: `found`, three sentences; `map`, the last column, which
+    """README.md with what stands between its markers made anew: `found`, the `opening`; `map`, the last column, which
     says what became of the claims of each row's notebook."""
     claims = verdicts(best())
-    claims["said"] = claims.ours.where(claims.verdict == "waits", claims.verdict)
+    claims["said"] = claims.ours.where(claims.verdict == WAITS, "**" + claims.verdict + "**")
 
     def judged(row: str) -> str:
         mine = claims[[link.partition("/notebooks/")[2] in row for link in claims.notebook]]
@@ -188,7 +161,7 @@ def markdown() -> str:
         "## Verdicts", markdown_table(verdicts(rows).drop(columns="short")),
         "Each row is of the largest budget (profile) at which all declared runs of the claim are finished. The paper's "
         "words and the reason of each verdict stand in its notebook.",
-        "## Comparisons that are complete", markdown_table(compared(pd.concat([rows, beside()]))),
+        "## Comparisons that are complete", markdown_table(compared(rows)),
         "Comparisons, seeds and rule were declared before the runs ([PLAN.md](PLAN.md)): 95 % intervals of differences "
         f"paired over images and seeds, with at least {MIN_SEEDS} seeds. The first interval pools the standard "
         "deviations over seeds of like networks, and decides; the second uses the comparison's own. A claim of a gain "

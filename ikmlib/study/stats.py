@@ -50,6 +50,7 @@ class Difference:
     errors: Errors = ()
     paper: float = float("nan")   # what the paper prints
     runs: str = ""                # how many of the declared runs are finished, such as "6 of 10 runs"
+    states: tuple[tuple[str, str], ...] = ()   # of each declared run: its id, and finished, diverged or missing
     own_low: float = float("nan")
     own_high: float = float("nan")
 

@@ -66,5 +66,6 @@ def best(scale: int) -> Path:
     fitting = [file for file, record in records.items() if "scores" in record and record["spec"]["scale"] == scale]
     if not fitting:
         raise FileNotFoundError(f"no weights for x{scale} in {folder()}: train a network and run `python -m ikmlib "
-                                "weights export RUN_FOLDER`, or name a file with --weights")
+                                "weights export RUN_FOLDER`, or name a file with --weights, such as those in "
+                                f"{config.ROOT / 'results' / 'weights'}")
     return max(fitting, key=lambda file: records[file]["scores"].get("Set5", {"psnr_y": 0})["psnr_y"])
