@@ -105,7 +105,7 @@ def executed(monkeypatch):
         page = Kept(path.stem, config.PROFILES[profile])
         monkeypatch.setattr(notebook, "open_page", lambda *words, **options: page)
         first, *rest = code(path)
-        space = {"In": [first], "__name__": "__main__"}
+        space = {"__name__": "__main__"}   # without IPython's names: a notebook is a script, too
         for cell in (first, f"profile, train = {profile!r}, False", *rest):
             for _ in range(times):
                 exec(cell, space)

@@ -6,7 +6,7 @@ import pytest
 from conftest import code
 
 from ikmlib import config
-from ikmlib.study import notebook, records, report
+from ikmlib.study import notebook, printed_costs, records, report
 from ikmlib.study.experiments import NOTEBOOKS
 
 REPORTED = [path.parent.name for path in sorted((config.ROOT / "results").glob("*/claims.csv"))]
@@ -53,6 +53,14 @@ def test_tables_are_what_the_records_give(name, profile, executed):
             pd.testing.assert_frame_equal(then[["comparison", "paper", "ours", "low", "high"]].reset_index(drop=True),
                                           found["comparisons"][["comparison", "paper", "ours", "low", "high"]],
                                           rtol=0, atol=2e-6, check_dtype=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [1, 2])
+def test_costs_of_the_other_methods_are_those_that_are_counted_now(number):
+    now = printed_costs.peer_costs(number)
+    for path in (config.ROOT / "results").glob(f"*/table{number}_cost.csv"):
+        assert_current(now, path)
 
 
 @pytest.mark.parametrize("profile", REPORTED)

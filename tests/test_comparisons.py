@@ -146,6 +146,19 @@ def test_rivals_have_their_own_costs_and_c9_says_that_the_budget_is_the_same(res
     assert list(executed("02", "cpu-long").verdicts) == ["C9, cost"]   # the other is not declared there
 
 
+def test_notebook_03_shows_the_network_that_02_shows(results, executed):
+    row = indexed(executed("03", "cpu"), "table2_ours", "network").loc["U-HDN+IKM"]
+    assert row.runs == "0 of 1 runs" and np.isnan(row.Set5_psnr_ours)
+    finish(planned(CPU, "table1").run.item(), {("Set5", "a"): 36.0, ("Set5", "b"): 38.0})
+    page = executed("03", "cpu")
+    table = indexed(page, "table2_ours", "network")
+    assert table.index.tolist() == ["U-HDN+IKM", "U-HDNL+IKM"]
+    assert table.Set5_psnr_ours["U-HDN+IKM"] == 37.0 and table.Set5_psnr_paper["U-HDN+IKM"] == 38.06
+    assert table.runs.tolist() == ["1 of 1 runs", "not planned"]
+    beside = indexed(page, "table2", "method")
+    assert beside.Set5_psnr["U-HDN+IKM, this study"] == 37.0 and np.isnan(beside.Set5_psnr["U-HDNL+IKM, this study"])
+
+
 def test_c9_says_that_psnr_holds_without_ikm_as_well_and_counts_the_printed_costs(results, executed):
     fake(CPU, "same_budget", bonus={("U-HDN+IKM",): 0.3, ("U-HDN",): 0.2})
     said = executed("02", "cpu").verdicts

@@ -124,6 +124,18 @@ def test_a_recorded_page_shows_what_is_on_disk_and_writes_nothing(results):
     assert again.measured("cost", None).ms.item() == 1.5 and not again.recorded
 
 
+def test_a_recorded_page_never_measures(results):
+    page = notebook.open_page("13_cost", profile="recorded")
+    with pytest.raises(FileNotFoundError, match=r"cost\.csv is not measured yet: .* --profile cpu --only 13"):
+        page.measured("cost", lambda: pytest.fail("it was measured"))
+
+
+def test_an_unknown_profile_is_refused_with_all_that_are_allowed():
+    allowed = ", ".join(["recorded", "auto", *config.PROFILES])
+    with pytest.raises(ValueError, match=f"unknown profile 'huge'; allowed: {allowed}$"):
+        notebook.open_page("13_cost", profile="huge")
+
+
 def executed_at(results, profile, name):
     path = results / profile / "notebooks" / f"{name}.ipynb"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -138,7 +138,7 @@ def stub(tmp_path) -> Path:
     """The folder of a `python3` that stands in for Python: it notes installations, which fail while `broken` is there.
 
     What it notes is in `log` beside it. Its virtual environments hold a copy of it, which claims to have all packages.
-    Like pip, it refuses to install for the user in a virtual environment.
+    Like pip, it refuses to install for the user in a virtual environment, and here to heed the caller's constraints.
     """
     folder = tmp_path / "stub"
     folder.mkdir()
@@ -147,7 +147,7 @@ def stub(tmp_path) -> Path:
         last=${{@: -1}}
         case "$*" in
             "-m venv --clear "*) note venv; rm -rf "$last"; mkdir -p "$last/bin"; cp "$0" "$last/bin/python" ;;
-            "-m pip "*"install "*) note "pip $last"; ! [ -e {folder}/broken ] && [ "$PIP_USER" != 1 ] ;;
+            "-m pip "*"install "*) note "pip $last"; ! [ -e {folder}/broken ] && [ "$PIP_USER$PIP_CONSTRAINT" = 0 ] ;;
             "-c "*) echo "$0" ;;
             *) case "$0" in */.venv/*) echo "$0" ;; *) exec {sys.executable} "$@" ;; esac ;;
         esac
@@ -188,6 +188,22 @@ def test_unreachable_torch_index_is_no_failure(project, stub):
     result = run(project / "run_all.sh", "--setup-only", PATH=f"{stub}:/usr/bin:/bin", IKM_TORCH_INDEX="file:///none")
     assert result.returncode == 0 and "no torch from file:///none; taking the default one" in result.stderr
     assert (stub / "log").read_text().splitlines() == ["venv", "pip torch", f"pip {project}[test]"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch brings no CUDA")
+@pytest.mark.parametrize("driver", [False, True])
+def test_without_an_nvidia_driver_torch_comes_from_pytorchs_cpu_index(project, stub, driver):
+    if driver:
+        (stub / "nvidia-smi").symlink_to("/bin/true")
+    elif shutil.which("nvidia-smi", path="/usr/bin:/bin"):
+        pytest.skip("there is a driver here")
+    program = (stub / "python3").read_text()
+    (stub / "python3").write_text(program.replace('note "pip $last"', 'note "$*"'))
+    assert run(project / "run_all.sh", "--setup-only", PATH=f"{stub}:/usr/bin:/bin").returncode == 0
+    _, *torch, everything = (stub / "log").read_text().splitlines()   # the first is the virtual environment's
+    assert everything.endswith(f"-e {project}[test]") and len(torch) == (not driver)
+    for line in torch:
+        assert "--timeout 10" in line and "--index-url https://download.pytorch.org/whl/cpu " in line
 
 
 def test_no_python_is_a_clear_error(project, tmp_path):

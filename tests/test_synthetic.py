@@ -1,8 +1,13 @@
 """Notebook 01's own functions: signals, exact fits and bounds, against answers known beforehand."""
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
-from conftest import definitions
+from conftest import code, definitions
 from scipy.optimize import lsq_linear
+
+from ikmlib import config
+from ikmlib.study import notebook
 
 demo = definitions("01")
 KINDS, Moments, Signals = demo.KINDS, demo.Moments, demo.Signals
@@ -81,3 +86,11 @@ def test_a_draw_repeats_with_its_seed_and_its_methods_lie_between_their_bounds()
 def test_moving_or_negating_a_signal_keeps_its_ideal_kernel_but_not_its_attention():
     why = demo.reasons(SMALL, 0)
     assert (why["ideal kernel"][:2] < 1e-6).all() and (why["attention"][:2] > 0.3).all()
+
+
+def test_one_draw_gives_no_interval_and_is_refused(monkeypatch):
+    path, = (config.ROOT / "notebooks").glob("01_*.ipynb")
+    parameters, opening, *_ = code(path)
+    monkeypatch.setattr(notebook, "open_page", lambda *words, **options: SimpleNamespace(given={"draws": 1}))
+    with pytest.raises(ValueError, match="draws = 1: an interval over draws needs at least 2"):
+        exec(f"{parameters}\n{opening}", {})
