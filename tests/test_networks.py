@@ -166,8 +166,8 @@ def test_score_refuses_in_one_line_that_says_what_is_allowed(pictures, tmp_path,
 def test_upscale_takes_a_network_of_one_s_own_but_never_by_default(results, pictures, tmp_path):
     network, file = trained(), results / "weights" / "mine.safetensors"
     ikmlib.save(network, file)
-    assert main(["upscale", str(pictures / "b.png"), "-o", str(tmp_path / "b.png"), "--weights", str(file)]) == 0
+    assert main(["upscale", str(pictures / "b.png"), "-o", str(tmp_path), "--weights", str(file)]) == 0
     with pytest.raises(FileNotFoundError, match="no weights for x2"):
         weights.best(2)
     expected = enlarge(network, Image.fromarray(RGB), 2)
-    assert np.array_equal(np.array(Image.open(tmp_path / "b.png")), np.array(expected))
+    assert np.array_equal(np.array(Image.open(tmp_path / "b_x2.png")), np.array(expected))
