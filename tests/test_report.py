@@ -169,7 +169,7 @@ def verdict_at(profile, name, verdicts):
     ({"cpu": "supported", "cpu-long": "undecided"}, "cpu-long"),                # whatever the verdict there
     ({"cpu": "supported", "small": "not supported", "paper": "mixed"}, "paper"),
     ({"cpu": "supported", "paper": stats.UNTESTED}, "cpu"),                     # a verdict before a larger budget
-    ({"cpu": stats.UNTESTED, "small": stats.UNTESTED}, "cpu"),                  # what is finished first
+    ({"cpu": stats.WAITS, "small": stats.UNTESTED}, "cpu"),                     # what is finished first
     ({"smoke": "supported", "cpu": stats.UNTESTED}, "cpu"),                     # smoke is never evidence
 ])
 def test_the_best_evidence_is_the_largest_budget_with_a_verdict(results, verdicts, chosen):
@@ -234,7 +234,7 @@ def test_the_first_sentences_count_verdicts_and_tell_every_complete_gain(results
     verdict_at("cpu", "00_protocol", {"P1": "supported"})   # not the paper's
     page = notebook.Page("02_table1_lightweight", config.PROFILES["cpu"])
     for claim, gain, outcome in (("Beside C9, IKM in U-HDN", 0.5, "holds"), ("C1", np.nan, "waits")):
-        page.verdict(claim, verdict="exploratory" if outcome == "holds" else stats.UNTESTED, **WORDS,
+        page.verdict(claim, verdict="exploratory" if outcome == "holds" else stats.WAITS, **WORDS,
                      comparisons=judged(("U-HDN+IKM − U-HDN", np.nan, gain, outcome, "1 of 4 runs")))
     write_csv(results / "cpu" / "authors_own.csv", pd.DataFrame(
         [("CoMo-S x2", view, contrast, 119, mean, mean - 0.01, mean + 0.01)
@@ -272,7 +272,7 @@ text
 def test_the_front_page_is_written_between_its_markers_alone(results):
     page = notebook.Page("08_fig9_threshold", config.PROFILES["cpu"])
     page.verdict("C4, zero", verdict="supported", **WORDS)
-    page.verdict("C4, median", verdict=stats.UNTESTED, **WORDS | {"ours": "3 of 6 runs; 12 times as slow"},
+    page.verdict("C4, median", verdict=stats.WAITS, **WORDS | {"ours": "3 of 6 runs; 12 times as slow"},
                  comparisons=judged(("median − 0", np.nan, np.nan, "waits", "3 of 6 runs")))
     made = report.readme(FRONT)
     told = "C4 zero: **supported**; C4 median: 3 of 6 runs"

@@ -15,10 +15,10 @@ import pandas as pd
 
 from ikmlib import config
 from ikmlib.config import PROFILES, Profile
-from ikmlib.study import records
+from ikmlib.study import records, stats
 from ikmlib.study.experiments import PARTS, complete, planned
 from ikmlib.study.records import runs_in_words, states_in_words
-from ikmlib.study.stats import MIN_SEEDS, SMALLEST, UNTESTED, Difference, judge, outcomes, paired, residual_deviation
+from ikmlib.study.stats import MIN_SEEDS, SMALLEST, Difference, paired, residual_deviation
 
 Found = Mapping[str, Difference]   # a question's name -> its answer
 
@@ -181,13 +181,13 @@ def claim(found: Found, profile: Profile, *, paper: str, holds: str, margin: flo
     enough, said = profile.evidence and fewest >= MIN_SEEDS, dict.fromkeys(found, "waits")
     if enough:
         differences = list(judged.values())
-        each = outcomes(differences, margin=margin, smallest=smallest)
+        each = stats.outcomes(differences, margin=margin, smallest=smallest)
         if among or set(each) != {"holds"}:
-            each = outcomes(differences, margin=margin, smallest=smallest, correct=correct)
+            each = stats.outcomes(differences, margin=margin, smallest=smallest, correct=correct)
         said |= {name: outcome for name, outcome in zip(judged, each, strict=True) if name in found}
     rows = table(found).assign(unit=[d.unit for d in found.values()], outcome=said.values())
     return {"paper": paper, "ours": _ours_in_words(found, said), "comparisons": rows.rename(columns=_NAMES)[JUDGED],
-            "verdict": judge(list(said.values())) if enough else UNTESTED,
+            "verdict": stats.judge([*said.values()]) if enough else stats.WAITS if profile.evidence else stats.UNTESTED,
             "because": f"{holds} " + (f"Fewest seeds of any comparison: {fewest} ({MIN_SEEDS} needed)." if fewest else
                                       "Some of the declared runs are not finished.")}
 

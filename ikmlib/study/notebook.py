@@ -19,7 +19,7 @@ from ikmlib.files import locked, read_csv, reading, write_bytes, write_csv
 from ikmlib.study import experiments, training
 from ikmlib.study.comparisons import JUDGED
 from ikmlib.study.records import runs_in_words
-from ikmlib.study.stats import UNTESTED, VERDICTS, Difference
+from ikmlib.study.stats import OPEN, UNTESTED, VERDICTS, Difference
 
 # Columns of claims.csv; those of JUDGED are empty where a claim rests on no comparison
 CLAIMS = ["claim", *JUDGED, "verdict", "paper_words", "ours_words", "notebook", "because"]
@@ -186,7 +186,7 @@ def recorded_profile(name: str) -> Profile:
     """The largest profile that is evidence and holds a verdict of this notebook; where there is none, the largest at
     which it was executed, else `cpu`."""
     judged = [profile for profile in EVIDENCE
-              if any((rows := read_claims(profile)).verdict[rows.notebook == name] != UNTESTED)]
+              if not read_claims(profile).query("notebook == @name").verdict.isin(OPEN).all()]
     executed = [profile for profile in EVIDENCE
                 if (config.results_root() / profile.name / "notebooks" / f"{name}.ipynb").exists()]
     return [*judged, *executed, PROFILES["cpu"]][0]

@@ -18,7 +18,7 @@ from ikmlib.study import records, training
 from ikmlib.study.experiments import planned
 from ikmlib.study.notebook import CLAIMS, EVIDENCE, differences, markdown_table, read_claims, recorded_profile
 from ikmlib.study.runner import relinked
-from ikmlib.study.stats import MIN_SEEDS, SMALLEST, UNTESTED
+from ikmlib.study.stats import MIN_SEEDS, OPEN, SMALLEST, WAITS
 
 # The paper's claims, then explanations and claims of this study, in a few words
 WORDS = {
@@ -29,7 +29,6 @@ WORDS = {
     "C12": "IKM adapts to each signal", "E1": "own attention is why", "E2": "mere scale is why",
     "E3": "the authors' own weights", "P1": "our scoring is the paper's", "D1": "works in other networks",
 }
-WAITS = "waits for runs"   # in place of UNTESTED, where a comparison does
 PICTURE = ('<picture><source media="(max-width: 600px)" srcset="{0}claims_narrow.png"><img src="{0}claims.png" '
            'alt="All claims: the differences of the paper and ours with 95 % intervals"></picture>')
 
@@ -56,7 +55,7 @@ def best() -> pd.DataFrame:
     out.
     """
     rows = pd.concat([read_claims(p).assign(profile=p.name, budget=i) for i, p in enumerate(EVIDENCE)])
-    waiting = rows.verdict == UNTESTED
+    waiting = rows.verdict.isin(OPEN)
     rank = rows.budget.where(~waiting, 2 * len(EVIDENCE) - rows.budget)
     place = rows.claim.str.split(",").str[0].map({number: i for i, number in enumerate(WORDS)}).fillna(len(WORDS))
     rows = rows.assign(place=place)[rank == rank.groupby(rows.claim).transform("min")]
@@ -90,8 +89,7 @@ def verdicts(rows: pd.DataFrame, folder: str = "") -> pd.DataFrame:
     for claim, mine in rows.groupby("claim", sort=False):
         row = mine.iloc[0]
         number, _, parts = claim.partition(", ")
-        said = WAITS if row.verdict == UNTESTED and "waits" in set(mine.outcome) else row.verdict
-        told.append((f"{number} {parts.rpartition(', ')[2]}".strip(), in_words(claim), said,
+        told.append((f"{number} {parts.rpartition(', ')[2]}".strip(), in_words(claim), row.verdict,
                      row.ours_words.partition(";")[0], row.profile,
                      f"[{row.notebook[:2]}]({folder}{row.profile}/notebooks/{row.notebook}.ipynb)"))
     return pd.DataFrame(told, columns=["short", "claim", "verdict", "ours", "profile", "notebook"])
@@ -109,7 +107,7 @@ def opening() -> str:
     """What README says first: what is decided, what IKM adds, what still waits."""
     claims = verdicts(best())
     claims = claims[claims.short.str.match(r"C\d")]
-    decided = claims[~claims.verdict.isin([WAITS, UNTESTED])]
+    decided = claims[~claims.verdict.isin(OPEN)]
     told = [f"*{verdict.capitalize()}:* " + ", ".join(f"{row.short} ({row.ours})" for row in mine.itertuples()) + "."
             for verdict, mine in decided.groupby("verdict", sort=False)]
     added, own = gains(), authors()

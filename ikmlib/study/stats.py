@@ -19,9 +19,9 @@ SMALLEST = 0.02
 POWER = 0.8   # of `Difference.detectable`
 
 # "exploratory": reported without a judgement; "not testable": what the paper shows cannot be made again
-VERDICTS = ("supported", "not supported", "mixed", "undecided", "not tested at this budget", "exploratory",
-            "not testable")
-UNTESTED = VERDICTS[4]
+VERDICTS = ("supported", "not supported", "mixed", "undecided", "exploratory", "not testable", "waits for runs",
+            "not tested at this budget")
+OPEN = WAITS, UNTESTED = VERDICTS[-2:]
 
 Errors = tuple[tuple[float, float], ...]   # independent standard errors, each with its degrees of freedom
 
