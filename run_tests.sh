@@ -5,4 +5,5 @@ unset CDPATH
 cd "$(dirname "${BASH_SOURCE[0]}")"
 python=$(./run_all.sh --setup-only)
 export PYTHONUTF8=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"   # processes that tests start get this very ikmlib
-exec "$python" -m pytest "$@"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"   # each of the two processes below has a core
+exec "$python" -m pytest -n 2 --dist loadfile "$@"   # two processes, a file of tests in one of them
