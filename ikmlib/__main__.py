@@ -104,12 +104,14 @@ def run(args: argparse.Namespace) -> int | None:
     stems = [path.stem for path in runner.find_notebooks(args.only)]
     if args.dry_run:
         return print(*stems, sep="\n")
-    from ikmlib.study import experiments, training
+    from ikmlib.study import experiments, report, training
     profile, code = config.get_profile(args.profile or "auto"), 0
     with_runs = [stem for stem in stems if stem in experiments.NOTEBOOKS]
     if with_runs and not args.no_train:
         code = training.train(profile, with_runs, args.jobs, download=not args.no_download)
-    return runner.run_notebooks(profile, args.only, train=not args.no_train) or code
+    code = runner.run_notebooks(profile, args.only, train=not args.no_train) or code
+    print(f"report: {report.write_report(profile.name)}", flush=True)
+    return code
 
 
 def train(args: argparse.Namespace) -> int:

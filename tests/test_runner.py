@@ -13,7 +13,7 @@ import nbformat
 import pytest
 
 from ikmlib.config import PROFILES
-from ikmlib.study import report, runner
+from ikmlib.study import runner
 
 SMOKE = PROFILES["smoke"]
 PARAMETERS = 'profile = "smoke"  # how much\ntrain = True'
@@ -38,11 +38,10 @@ def printed(path: Path) -> str:
 
 @pytest.fixture
 def notebooks(tmp_path, results, monkeypatch) -> Path:
-    """An empty folder of notebooks, and a report that only leaves its name."""
+    """An empty folder of notebooks."""
     folder = tmp_path / "notebooks"
     folder.mkdir()
     monkeypatch.setattr(runner, "NOTEBOOKS", folder)
-    monkeypatch.setattr(report, "write_report", lambda profile: results / "REPORT.md")
     return folder
 
 
@@ -84,7 +83,6 @@ def test_several_at_once_one_fails_one_dies_and_those_that_read_them_come_last(n
                  r"02_dies FAILED after \d+ s: DeadKernelError: Kernel died"):
         assert re.search(line, shown), shown
     done = results / "smoke" / "notebooks"
-    assert shown.splitlines()[-1] == f"report: {results / 'REPORT.md'}"
 
     names = ["01_bad.ipynb", "02_dies.ipynb", "04_free.ipynb", "13_cost.ipynb", "99_report.ipynb"]
     assert sorted(path.name for path in done.iterdir()) == names

@@ -118,7 +118,7 @@ def relinked(notebook, folder: str, start: str = ""):
 
 
 def run_notebooks(profile: Profile, only: Sequence[str] = (), train: bool = True) -> int:
-    """Execute the notebooks, or those in `only` (see `find_notebooks`), for a profile, then write the report.
+    """Execute the notebooks, or those in `only` (see `find_notebooks`), for a profile.
 
     `train` False: recorded runs are used, and nothing is trained. Executed copies go to `results/<profile>/notebooks/`.
     Returns the exit code, 1 if a notebook failed. Raises as `find_notebooks` does.
@@ -126,7 +126,6 @@ def run_notebooks(profile: Profile, only: Sequence[str] = (), train: bool = True
     from ipykernel.kernelspec import write_kernel_spec
 
     from ikmlib.files import write_bytes
-    from ikmlib.study.report import write_report
 
     paths, out, failed = find_notebooks(only), results_root().resolve() / profile.name / "notebooks", 0
     alone = [path for path in paths if path.stem[:2] in ALONE]
@@ -146,7 +145,6 @@ def run_notebooks(profile: Profile, only: Sequence[str] = (), train: bool = True
                 if code not in (0, 1):   # it was killed, and could not say so
                     print(copy.stem, f"FAILED: exit code {code}", flush=True)
                 failed += code != 0
-    print(f"report: {write_report(profile.name)}", flush=True)
     return int(failed > 0)
 
 
