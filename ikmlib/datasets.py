@@ -209,6 +209,8 @@ def fetch(name: str) -> Path:
         cache = config.cache_root().expanduser()   # RuntimeError where the system knows no home folder
         store = pooch.create(cache, "", urls={path: url for path, (url, _) in sources.items()},
                              registry={path: sha256 for path, (_, sha256) in sources.items()}, retry_if_failed=3)
+        for path in sources:   # not by pooch, whose threads would want to be the one that does it
+            (cache / path).parent.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(4) as pool:
             done = pool.map(lambda path: store.fetch(path, downloader=download), sources)
             list(tqdm(done, name, len(sources), delay=2))

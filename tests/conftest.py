@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import ast
 import json
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,9 @@ from ikmlib import config
 from ikmlib.models import Architecture
 from ikmlib.study import notebook
 from ikmlib.study.records import Run
+
+# Where a shell started the tests by `&`, Ctrl-C is ignored, and would be in the programs that they start and stop
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="module")

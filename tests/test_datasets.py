@@ -299,7 +299,7 @@ def test_fetch_downloads_once_and_repairs_what_verify_found(server, own, tiny, t
     assert datasets.fetch("Set5") == own / "Set5" and len(server.asked) == 6    # what is installed is left alone
 
 
-@pytest.mark.parametrize("faults", [["cut", "cut"], ["500", "429"], ["404"], ["corrupt"], ["page"]])
+@pytest.mark.parametrize("faults", [["cut", "cut"], ["500", "429", "404"], ["corrupt"], ["page"]])
 def test_what_goes_wrong_for_a_while_is_mended(server, tiny, faults):
     server.faults[BIRD] = list(faults)
     assert contents(datasets.fetch("Set5")) == tiny and server.asked.count(BIRD) == 1 + len(faults)

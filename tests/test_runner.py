@@ -130,7 +130,7 @@ def test_a_stop_ends_kernels_and_leaves_nothing_half_made(notebooks, results):
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate()
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 130 and "what is finished is kept, and the same command continues" in said
     assert list((results / "smoke" / "notebooks").iterdir()) == []
     end = time.monotonic() + 30

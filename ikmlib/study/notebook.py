@@ -185,8 +185,8 @@ class Page:
 def recorded_profile(name: str) -> Profile:
     """The largest profile that is evidence and holds a verdict of this notebook; where there is none, the largest at
     which it was executed, else `cpu`."""
-    judged = [profile for profile in EVIDENCE
-              if not read_claims(profile).query("notebook == @name").verdict.isin(OPEN).all()]
+    claims = {profile: read_claims(profile) for profile in EVIDENCE}
+    judged = [profile for profile, rows in claims.items() if any((rows.notebook == name) & ~rows.verdict.isin(OPEN))]
     executed = [profile for profile in EVIDENCE
                 if (config.results_root() / profile.name / "notebooks" / f"{name}.ipynb").exists()]
     return [*judged, *executed, PROFILES["cpu"]][0]
