@@ -212,6 +212,29 @@ def test_the_picture_of_all_claims_shows_what_has_a_result_or_a_printed_number(r
     plt.close("all")
 
 
+def test_the_ladder_goes_from_the_smallest_budget_to_the_largest_and_on_to_the_authors_weights(results):
+    import matplotlib.pyplot as plt
+
+    book, page = definitions("99"), notebook.Page("99_report", config.PROFILES["cpu"])
+    assert book.ladder(page).empty and book.figure_ladder(book.ladder(page)) is None
+    write_csv(results / "cpu" / "authors_own.csv", pd.DataFrame(
+        [("CoMo-S x2", "whole images", "own - constant", 119, -0.02, -0.03, -0.01)],
+        columns=["network", "view", "contrast", "images", "difference_db", "low_db", "high_db"]))
+    assert len(book.ladder(page)) == 1 and book.figure_ladder(book.ladder(page)) is None   # no rung of this study
+    for profile, gain in (("cpu-long", 0.01), ("cpu", 0.04)):
+        for name, claim in (("04_table3_attention", "C1"), ("12_controls", "E1, own attention, U-HDB")):
+            notebook.Page(name, config.PROFILES[profile]).verdict(claim, verdict="mixed", **WORDS, comparisons=judged(
+                (f"{claim[:2]} of U-HDB", np.nan, gain, "undecided", ""), ("RB", np.nan, np.nan, "waits", "")))
+    rungs = book.ladder(page)
+    assert [*zip(rungs.budget, rungs.comparison, rungs.ours, strict=True)] == [
+        ("cpu", "C1 of U-HDB", 0.04), ("cpu", "E1 of U-HDB", 0.04), ("cpu-long", "C1 of U-HDB", 0.01),
+        ("cpu-long", "E1 of U-HDB", 0.01), ("authors' weights", "CoMo-S x2: own − none at test", -0.02)]
+    axes, = book.figure_ladder(rungs).axes
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["cpu", "cpu-long", "authors' weights"]
+    assert axes.lines[0].get_ydata().tolist() == [0.04, 0.01]
+    plt.close("all")
+
+
 def test_ours_on_set5_alone_is_of_the_images_that_the_paper_scores(results):
     cpu, book = config.PROFILES["cpu"], definitions("99")
     plan = experiments.planned(cpu, "same_budget")
