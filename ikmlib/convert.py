@@ -3,7 +3,7 @@
     convert(net, "layer1.*", strict=True)   # one stage, with the threshold x > 0; without a name: the whole network
     revert(net)
 
-Behind a ReLU, and on an input in 0..1, the paper's threshold x >= 0 takes every pixel: the attention is then the
+Behind a ReLU, and on an input in 0..1, the released mask x >= 0 takes every pixel: the attention is then the
 constant 1.5, whatever the image. There, `strict=True` makes the layer look at the image.
 
 A layer changes its class and nothing else, as under `torch.nn.utils.parametrize`: it stays the same object with the

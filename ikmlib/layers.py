@@ -68,8 +68,8 @@ def proportion_transform(pooled: Tensor, transform: str = "sigmoid") -> Tensor:
     """Attention from pooled masks: CAG's step 3 (Eq. 11). (B, Ci, k, k) -> (B, Ci, k, k); n = k*k cells.
 
     "sigmoid"   a = 1 + sigmoid(n softmax(p) - 1), the released form
-    "softmax"   a = n softmax(p), the values that Fig. 2 shows
-    "residual"  a = 1 + softmax(p) - 1/n, an older form, within 1 +- 1/n
+    "softmax"   a = n softmax(p), whose range holds the values that Fig. 2 shows
+    "residual"  a = 1 + softmax(p) - 1/n, a weaker form, within 1 +- 1/n
 
     Where all cells are alike, a = 1.5 of "sigmoid" and 1 of the others. Raises ValueError for another transform.
     """
@@ -242,9 +242,10 @@ class ChannelAttention(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """Spatial attention of CSFM: y = x * sigmoid(conv1x1(relu(conv1x1(x)))), c -> c/4 -> 1, with biases.
+    """Spatial attention in CSFM's form: y = x * sigmoid(conv1x1(relu(conv1x1(x)))), c -> c/4 -> 1, with biases.
 
-    Table III's "+SA" parameters are these; the 7x7 form of the paper's Eq. 6 (CBAM) does not give them.
+    Table III's "+SA" parameters are these (CSFM itself widens, 64 -> 128 -> 1); the 7x7 form of the paper's Eq. 6
+    (CBAM) does not give them.
     """
 
     def __init__(self, channels: int):

@@ -1,8 +1,8 @@
 """PSNR and SSIM on the luminance channel, as the field scores super-resolution.
 
 Y is ITU-R BT.601 luma (16..235) of the uint8 RGB image, in floating point. With `round_y` it is rounded to an integer
-first, as MATLAB's rgb2ycbcr of a uint8 image does: that convention reproduces the paper's Bicubic rows, the float one
-the published scores of learned methods.
+first, as MATLAB's rgb2ycbcr of a uint8 image does: that convention reproduces the paper's Bicubic rows at x2 and x4
+(grey images on their own values), the float one the published scores of learned methods, such as IMDN's.
 """
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def test_peak_memory_sees_what_a_call_allocates():
 def test_the_verdict_follows_the_rule(costs, inference, training, expected):
     found = bench.judge(costs.assign(ratio=costs["pass"].map({"inference": inference, "training": training})))
     assert found["verdict"] == expected
-    assert f"as released takes {inference:.2f} and {training:.2f} times" in found["ours"]
+    assert f"rebuilt here, takes {inference:.2f} and {training:.2f} times" in found["ours"]
     assert ("stays within both limits" in found["ours"]) == (expected == "not supported")
 
 

@@ -158,7 +158,7 @@ def fig8(profile: Profile) -> Cells:
 
 def table1(profile: Profile) -> Cells:
     """U-HDN with IKM at every scale, each from its own random initialisation."""
-    updates = profile.final_updates or profile.updates   # the paper trains its final models longer than its ablations
+    updates = profile.final_updates or profile.updates   # longer than ablations, as we read the paper
     return {(scale,): replace(Run.of(profile, UHDN, 0, scale), updates=updates) for scale in (2, 4, 3)}
 
 
@@ -189,7 +189,7 @@ def whole(profile: Profile) -> Cells:
 
 
 def fig5(profile: Profile) -> Cells:
-    """The network of Table III whose attention maps Figs. 5 and 6 are told with."""
+    """The network of Table III that stands for the paper's in the notebook of Figs. 5 and 6."""
     return {("U-HDB", "IKM"): table3(profile)["U-HDB", "IKM"]}
 
 
