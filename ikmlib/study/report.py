@@ -124,9 +124,9 @@ def opening() -> str:
     return "\n".join([
         " ".join([f"- **Decided:** {len(decided)} of {len(claims)} parts of the paper's claims.", *told]),
         f"- **What IKM adds** (Table III: 0.05 to 0.09 dB of PSNR): {'; '.join(added)}.",
-        f"- **Waiting for runs:** {len(waiting)} parts ({', '.join(waiting) or 'none'}). Of all declared runs, "
-        f"{records.runs_in_words(runs)} are finished; of the primary endpoint, IKM minus vanilla in U-HDB at "
-        f"`cpu-long`, {records.runs_in_words(primary)}."])
+        f"- **Waiting for runs:** {len(waiting)} parts ({', '.join(waiting) or 'none'}). Finished of the whole plan: "
+        f"{records.runs_in_words(runs)}. Finished of the primary endpoint, IKM minus vanilla in U-HDB at `cpu-long`: "
+        f"{records.runs_in_words(primary)}."])
 
 
 def readme(text: str) -> str:
