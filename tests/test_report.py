@@ -249,7 +249,7 @@ def test_ours_on_set5_alone_is_of_the_images_that_the_paper_scores(results):
 
 def test_the_first_sentences_count_verdicts_and_tell_every_complete_gain(results):
     decided, added, waiting = report.opening().splitlines()
-    assert "0 of 0 parts of the paper's claims" in decided and "0 of 0 complete comparisons show a gain" in added
+    assert "0 of 0 parts of the paper's claims" in decided and "a gain shows in 0 of 0 complete comparisons" in added
     assert "0 of 314 runs" in waiting and waiting.endswith("0 of 20 runs.")
     verdict_at("cpu", "08_fig9_threshold", {"C4, zero": "supported", "C4, median": "not supported"})
     verdict_at("cpu", "09_fig10_iso_vs_go", {"C5": stats.UNTESTED})
@@ -268,7 +268,7 @@ def test_the_first_sentences_count_verdicts_and_tell_every_complete_gain(results
     decided, added, waiting = report.opening().splitlines()
     assert decided.endswith("2 of 5 parts of the paper's claims. *Supported:* C4 zero (C4, zero at cpu). "
                             "*Not supported:* C4 median (C4, median at cpu).")   # C5 and C9 have no comparison
-    assert "1 of 1 complete comparisons show a gain; U-HDN+IKM − U-HDN is +0.500 [" in added
+    assert "a gain shows in 1 of 1 complete comparisons; U-HDN+IKM − U-HDN is +0.500 [" in added
     assert added.endswith("adds -0.020 to -0.020 dB (CoMo-S x2; exploratory).")
     assert "1 parts (C1)" in waiting and "21 of 314 runs" in waiting
 

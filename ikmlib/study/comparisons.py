@@ -200,10 +200,11 @@ def _ours_in_words(found: Found, said: Mapping[str, str]) -> str:
         states = dict(state for d in found.values() for state in d.states)
         complete = f"{sum(d.seeds >= MIN_SEEDS for d in found.values())} of {len(found)} comparisons complete"
         return f"{states_in_words(states.values())}, {complete}" if states else complete
-    counts = ", ".join(f"{n} {outcome.removesuffix('s')}" for outcome, n in Counter(said.values()).items())
+    counts = ", ".join(f"{n} {outcome if n == 1 else outcome.removesuffix('s')}"
+                       for outcome, n in Counter(said.values()).items())
     means, units = [d.mean for d in found.values()], {d.unit for d in found.values()}
     span = f", from {min(means):+.3f} to {max(means):+.3f} {units.pop()}" if len(units) == 1 else ""
-    return f"of {len(found)} comparisons {counts}{span}"
+    return f"{len(found)} comparisons: {counts}{span}"
 
 
 # --- figures --------------------------------------------------------------------------------------------------------

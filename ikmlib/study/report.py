@@ -62,11 +62,12 @@ def best() -> pd.DataFrame:
     return rows.sort_values("place", kind="stable")[[*CLAIMS, "profile"]].reset_index(drop=True)
 
 
-def gains() -> pd.DataFrame:
-    """IKM minus the vanilla convolution wherever all declared runs are finished, at every profile: the comparisons of
-    C1, and the one beside C9, a row each, columns as in `best`."""
+def gains(claims: str = "C1(,|$)|Beside") -> pd.DataFrame:
+    """The comparisons in dB of claims that match, wherever all declared runs are finished, from the smallest profile
+    up, a row each, columns as in `best`. By default IKM minus the vanilla convolution: those of C1, and the one beside
+    C9."""
     rows = pd.concat(read_claims(profile).assign(profile=profile.name) for profile in reversed(EVIDENCE))
-    rows = rows[rows.claim.str.match("C1(,|$)|Beside") & rows.ours.notna()]
+    rows = rows[rows.claim.str.match(claims) & rows.ours.notna() & (rows.unit == "dB")]
     return rows.drop_duplicates(["comparison", "profile"])
 
 
@@ -111,7 +112,7 @@ def opening() -> str:
     told = [f"*{verdict.capitalize()}:* " + ", ".join(f"{row.short} ({row.ours})" for row in mine.itertuples()) + "."
             for verdict, mine in decided.groupby("verdict", sort=False)]
     added, own = gains(), authors()
-    added = [f"{(added.own_low > 0).sum()} of {len(added)} complete comparisons show a gain", *(
+    added = [f"a gain shows in {(added.own_low > 0).sum()} of {len(added)} complete comparisons", *(
         f"{row.comparison} is {row.ours:+.3f} [{row.own_low:+.3f}, {row.own_high:+.3f}] dB at `{row.profile}` "
         f"({row.seeds} seeds)" for row in added.itertuples())]
     if len(own):
