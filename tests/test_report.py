@@ -248,8 +248,9 @@ def test_ours_on_set5_alone_is_of_the_images_that_the_paper_scores(results):
 
 
 def test_the_first_sentences_count_verdicts_and_tell_every_complete_gain(results):
-    decided, added, waiting = report.opening().splitlines()
+    added, decided, none, waiting = report.opening().split("\n\n")
     assert "0 of 0 parts of the paper's claims" in decided and "a gain shows in 0 of 0 complete comparisons" in added
+    assert none == ""
     assert "0 of 314 runs" in waiting and waiting.endswith("0 of 20 runs.")
     verdict_at("cpu", "08_fig9_threshold", {"C4, zero": "supported", "C4, median": "not supported"})
     verdict_at("cpu", "09_fig10_iso_vs_go", {"C5": stats.UNTESTED})
@@ -265,12 +266,15 @@ def test_the_first_sentences_count_verdicts_and_tell_every_complete_gain(results
          for contrast in ("own - constant", "own - frozen")],
         columns=["network", "view", "contrast", "images", "difference_db", "low_db", "high_db"]))
     trained(experiments.planned(config.PROFILES["cpu"], "same_budget").run)
-    decided, added, waiting = report.opening().splitlines()
-    assert decided.endswith("2 of 5 parts of the paper's claims. *Supported:* C4 zero (C4, zero at cpu). "
-                            "*Not supported:* C4 median (C4, median at cpu).")   # C5 and C9 have no comparison
-    assert "a gain shows in 1 of 1 complete comparisons; U-HDN+IKM − U-HDN is +0.500 [" in added
-    assert added.endswith("adds -0.020 to -0.020 dB (CoMo-S x2; exploratory).")
-    assert "1 parts (C1)" in waiting and "21 of 314 runs" in waiting
+    added, table, authors, decided, claims, waiting = report.opening().split("\n\n")
+    assert "a gain shows in 1 of 1 complete comparisons" in added
+    assert "| U-HDN+IKM − U-HDN | – | +0.500 [" in table and table.endswith("| holds | 3 | cpu |")
+    assert authors.endswith("adds -0.020 to -0.020 dB (CoMo-S x2; exploratory).")
+    assert "2 of 5 parts of the paper's claims (C1 to C12), and 1 of 1 of this study's own" in decided
+    assert claims.splitlines()[:2] == [
+        "- **C4 good thresholds (zero): supported.** C4, zero at cpu.",
+        "- **C4 good thresholds (median): not supported.** C4, median at cpu."]   # C5 and C9 have no comparison
+    assert "runs:** C1. Finished" in waiting and "21 of 314 runs" in waiting
 
 
 FRONT = """# Title
