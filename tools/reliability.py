@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ikmlib import config, files, pictures, trainers, upscale
+from ikmlib import config, files, pictures, trainers
 from ikmlib.__main__ import main
 from ikmlib.study import records, weights
 
@@ -68,10 +68,12 @@ def power_cut(root: Path, process: int) -> None:
             pass
 
 
-def final(root: Path) -> dict[Path, bytes]:
-    """Files that never change again: records of finished runs, and what is made of the same records."""
-    return {path: path.read_bytes() for pattern in ("smoke/runs/*/run.json", "smoke/*.*", "*.*")
-            for path in root.glob(pattern) if not path.name.startswith(".")}
+def final(root: Path) -> dict:
+    """What never changes again: files that are made of the same records, and records of finished runs, but for their
+    list of files, which grows with later scores."""
+    made = {path: path.read_bytes() for pattern in ("smoke/*.*", "*.*") for path in root.glob(pattern)
+            if not path.name.startswith(".")}
+    return made | {path: {**files.read_json(path), "files": ""} for path in root.glob("smoke/runs/*/run.json")}
 
 
 def outcome(root: Path) -> dict[str, tuple]:
@@ -115,15 +117,15 @@ def full_disk(root: Path, words, writes: int) -> tuple[int, str]:
     filler = root / "filler"
 
     def prepare():
-        write, left = files.write_bytes, iter(range(writes))
+        write, left = Path.write_bytes, iter(range(writes))
 
         def full(path, data):
             if next(left, None) is None and not filler.exists():
                 disk = os.statvfs(root)
-                filler.write_bytes(bytes(disk.f_bavail * disk.f_frsize))
-            write(path, data)
+                write(filler, bytes(disk.f_bavail * disk.f_frsize))
+            return write(path, data)
 
-        files.write_bytes = weights.write_bytes = upscale.write_bytes = full
+        Path.write_bytes = full
 
     code = end(start(words, root, prepare))
     filler.unlink(missing_ok=True)
@@ -184,7 +186,7 @@ def rows(folder: Path):
     yield "SIGKILL in writing the report", kills, lost, "the same; every file is the old or the new one"
     own = {**os.environ, "IKM_RESULTS": str(folder / "script"), "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
     script = [config.ROOT / "run_all.sh", *SMOKE, "--only", "10"]
-    kills, lost = killed(folder / "script", lambda: subprocess.Popen(script, env=own, stdout=-3, stderr=-3).pid, 40, 3)
+    kills, lost = killed(folder / "script", lambda: subprocess.Popen(script, env=own, stdout=-3, stderr=-3).pid, 12, 3)
     yield ("all processes of run_all.sh killed at once", kills, lost + (outcome(folder / "script") != whole),
            "training, notebook and report, at random instants")
     faults, lost, names = full_disks(folder / "disk", whole)
