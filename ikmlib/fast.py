@@ -133,8 +133,7 @@ def after_relu(conv: nn.Conv2d) -> dict[str, float]:
 
 def alike(convs: Sequence[nn.Conv2d]) -> bool:
     """Whether there are layers and all have the same kind and options, so that one convolution can serve them all."""
-    options = ("gradient", "tau", "strict", "transform", "context")
-    return len({(type(conv), *(getattr(conv, name, None) for name in options)) for conv in convs}) == 1
+    return len({(type(conv), *(getattr(conv, name) for name in getattr(conv, "options", ()))) for conv in convs}) == 1
 
 
 def _kernels_by_input(convs: Sequence[nn.Conv2d]) -> list[Tensor]:

@@ -157,6 +157,7 @@ class IKMConv2d(nn.Conv2d):
     """
 
     fast = True   # False: by this file's modulated_conv2d
+    options = OPTIONS
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int], *, stride=1, padding=0,
                  dilation=1, bias: bool = True, gradient: str = "iso", tau: float | str = 0.0, strict: bool = False,

@@ -61,11 +61,12 @@ def digest(record: dict, state: dict[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def write(path: Path, state: dict[str, Tensor], record: dict) -> None:
-    """Write a weights file of contiguous tensors on the CPU; `record` is what its header tells, sha256 added. Raises
-    ValueError for numbers that are not finite."""
+def write(path: Path, state: dict[str, Tensor], record: dict, dtype: torch.dtype = torch.float32) -> None:
+    """Write a weights file in this precision; `record` is what its header tells, sha256 added. Raises ValueError for
+    numbers that are not finite."""
     from safetensors.torch import save as packed
 
+    state = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in state.items()}
     if not all(tensor.isfinite().all() for tensor in state.values()):
         raise ValueError(f"{path} is not written: the network holds numbers that are not finite")
     header = json.dumps({**record, "sha256": digest(record, state)}, sort_keys=True)
@@ -85,8 +86,7 @@ def save(network: nn.Module, path: str | Path, **about) -> None:
                          "can say what it is; keep its state_dict with torch.save")
     arch = {} if isinstance(known, str) else json.loads(json.dumps(asdict(known)))
     spec = {"arch": arch, "peer": "" if arch else known, "scale": network.scale}
-    state = {name: tensor.to("cpu").float().contiguous() for name, tensor in network.state_dict().items()}
-    write(Path(path), state, {**about, "spec": spec})
+    write(Path(path), network.state_dict(), {**about, "spec": spec})
 
 
 def load(path: str | Path, scale: int | None = None) -> tuple[nn.Module, dict]:

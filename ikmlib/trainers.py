@@ -283,7 +283,7 @@ class Trainer:
                 raise TrainingDiverged(f"run {self.key}: loss {loss:.4g} near update {p.update} (smoothed "
                                        f"{p.smoothed:.4g}, lowest {p.lowest:.4g}); stopped")
 
-    def fit(self, *, deadline: float = math.inf, label: str = "", show: bool = True) -> bool:
+    def fit(self, *, deadline: float = math.inf, show: bool = True) -> bool:
         """Train to the end, or until `deadline` (time.monotonic()); True if the run is complete.
 
         A checkpoint is written every SAVE_EVERY seconds: that much, at most, is trained again after Ctrl-C or a kill.
@@ -293,7 +293,7 @@ class Trainer:
         if not self.checkpoint.exists():
             self.save()
         self.model.train()
-        with tqdm(total=self.updates, initial=p.update, desc=label or self.key, unit="upd", disable=not show,
+        with tqdm(total=self.updates, initial=p.update, desc=self.key, unit="upd", disable=not show,
                   mininterval=1.0, leave=False) as bar:
             while p.update < self.updates and time.monotonic() < deadline:
                 self._advance()

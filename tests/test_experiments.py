@@ -178,7 +178,7 @@ def test_status_knows_what_is_left(results, monkeypatch):
     table = training.status(SMOKE).set_index("part")
     assert list(table.runs) == [2, 2] and list(table.finished) == [1, 0]   # a shared run counts once
     assert list(table.diverged) == [0, 1]
-    spent, (_, updates) = records.read_record(done.folder)["train_seconds"], records.state(begun)
+    spent, updates = records.read_record(done.folder)["train_seconds"], records.updates_done(begun)
     assert 0 < updates < 400 and table.hours_left["fig9"] == pytest.approx(2 * spent / 3600)
     assert table.hours_left["table3"] == pytest.approx((400 - updates) / 6 * spent / 3600)
 

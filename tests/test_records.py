@@ -91,7 +91,7 @@ def test_a_run_that_diverges_says_so_and_is_not_trained_again(results, monkeypat
         records.train(run, show=False)
     record = json.loads((run.folder / "diverged.json").read_text())
     assert run.diverged and not run.finished and record["spec"] == run.spec and 0 < record["update"] < 40
-    assert records.state(run)[0] == "diverged" and not (run.folder / "checkpoint.pt").exists()
+    assert run.status == "diverged" and not (run.folder / "checkpoint.pt").exists()
     monkeypatch.setattr(records, "Trainer", None)   # any attempt to train again fails
     with pytest.raises(TrainingDiverged, match=run.id):
         records.train(run)
@@ -111,7 +111,7 @@ def test_a_run_tells_on_what_each_part_of_it_was_trained(results, monkeypatch):
     """Begun under one commit and continued under another one: the record names the first, and the second from there."""
     run, real = tiny(updates=400), records.here
     assert not records.train(run, show=False, deadline=time.monotonic() + 0.3)
-    _, done = records.state(run)
+    done = records.updates_done(run)
     monkeypatch.setattr(records, "here", lambda device: {**real(device), "git_commit": "later", "torch": "9"})
     assert 0 < done < 400 and records.train(run, show=False)
     record = records.read_record(run.folder)

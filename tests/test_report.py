@@ -277,6 +277,17 @@ def test_the_first_sentences_count_verdicts_and_tell_every_complete_gain(results
     assert "runs:** C1. Finished" in waiting and "21 of 314 runs" in waiting
 
 
+def test_a_comparison_that_one_claim_judges_and_another_waits_with_is_told_as_judged(results):
+    """U-HDB's gain at cpu-long is the primary endpoint, long before all of C1 is finished there."""
+    long, page = "cpu-long", notebook.Page("04_table3_attention", config.PROFILES["cpu-long"])
+    for claim, outcome in (("C1", "waits"), ("C1, U-HDB", "holds")):
+        page.verdict(claim, verdict="supported" if outcome == "holds" else stats.WAITS, **WORDS,
+                     comparisons=judged(("U-HDB: IKM − none", 0.09, 0.04, outcome, "20 of 20 runs")))
+    assert report.gains()[["claim", "outcome", "profile"]].to_numpy().tolist() == [["C1, U-HDB", "holds", long]]
+    verdict_at("cpu", "08_fig9_threshold", {"C4, zero": "supported"})
+    assert "comparisons: 1, gains: 1, losses: 0." in report.opening()
+
+
 FRONT = """# Title
 <!-- found -->
 
@@ -384,7 +395,7 @@ def test_the_numbers_of_the_report_are_those_of_the_per_image_records(results, e
     for name, found in made.verdicts.items():
         page.verdict(name, **found)
     text = report.write_report("cpu").read_text()
-    verdicts, compared = table_of(text, "claim"), table_of(text, "comparison")
+    verdicts, compared = table_of(text, "claim"), table_of(text[text.index("## Comparisons"):], "comparison")
     difference = np.mean([np.vstack([lines_of(run, s)[:, [0]] for s in ("Set5", "BSD100")]) - np.vstack(
         [lines_of(other, s)[:, [0]] for s in ("Set5", "BSD100")])
         for run, other in zip(planned["RB IKM"], planned["RB none"], strict=True)])

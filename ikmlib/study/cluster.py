@@ -23,15 +23,16 @@ LOOK_EVERY = 30.0   # seconds between looks at the tasks
 RETRIES = 100       # of a task whose node died; an error of the training itself is not retried
 
 
-def _train(run: Run, end: float) -> int:
-    """One task: `training.train_runs`, until `end` in seconds since the epoch."""
+def _train(run: Run, runs: Sequence[Run], end: float) -> int:
+    """One task: `training.train_runs` of one of the runs, until `end` in seconds since the epoch."""
+    training.refuse_mixture(runs, records.default_device())
     return training.train_runs([run], deadline=time.monotonic() + end - time.time(), show=False)
 
 
 def _updates(run: Run) -> int:
-    """How many updates of a run are done; 0 for a checkpoint that another node replaces at this moment."""
+    """`records.updates_done`; 0 for a checkpoint that another node replaces at this moment."""
     with contextlib.suppress(UnreadableCheckpoint, OSError):
-        return records.state(run)[1]
+        return records.updates_done(run)
     return 0
 
 
@@ -49,16 +50,16 @@ def train(runs: Sequence[Run], address: str, jobs: int | None = None, time_limit
     try:
         share = {"num_gpus": 1 / (jobs or 4), "num_cpus": 0} if ray.cluster_resources().get("GPU") else {"num_cpus": 1}
         task, end = ray.remote(**share, max_retries=RETRIES)(_train), time.time() + time_limit
-        waiting = {task.remote(run, end): run for run in runs if not (run.finished or run.diverged)}
+        waiting = {task.remote(run, runs, end): run for run in runs if not (run.finished or run.diverged)}
         bad, done = 0, 0
         with tqdm(total=sum(run.updates for run in waiting.values()), unit="upd", smoothing=0.05) as bar:
             while waiting:
                 for reference in ray.wait(list(waiting), num_returns=len(waiting), timeout=LOOK_EVERY)[0]:
                     run = waiting.pop(reference)
-                    done += run.updates
+                    done += _updates(run)
                     try:
                         bad += ray.get(reference)
-                        bar.write(f"{run.id}: {records.state(run)[0]}")
+                        bar.write(f"{run.id}: {_updates(run)} of {run.updates} updates")
                     except ray.exceptions.RayError as error:
                         bad += 1
                         bar.write(f"{run.id}: failed: {str(error).strip().splitlines()[-1]}")

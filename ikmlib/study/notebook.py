@@ -93,9 +93,7 @@ class Page:
     recorded: bool = False
     anew: bool = True
     given: dict[str, object] = field(default_factory=dict)
-
-    def __post_init__(self):
-        self._claims: dict[str, pd.DataFrame] = {}   # the rows that this page wrote
+    _claims: dict[str, pd.DataFrame] = field(default_factory=dict, init=False)   # the rows that this page wrote
 
     @property
     def folder(self) -> Path:
@@ -193,12 +191,9 @@ def recorded_profile(name: str) -> Profile:
 
 
 def open_page(name: str, *, profile: str, train: bool = True) -> Page:
-    """The page of notebook `name`; refuses unknown parameters and profiles and values of a wrong type, and sets the
-    style.
-
-    `train` False: nothing is trained, and nothing slow measured a second time. The profile "recorded" is the largest
-    one that holds a verdict of this notebook (see `recorded_profile`); its page trains nothing and writes nothing.
-    """
+    """The page of notebook `name`; `train` is its `anew`, and with the profile "recorded" it is a `recorded` page of
+    `recorded_profile(name)`. Sets the style. Raises ValueError for unknown parameters and profiles and for values of a
+    wrong type."""
     from IPython import get_ipython
 
     shell = get_ipython()   # None in a script

@@ -32,11 +32,11 @@ from ikmlib.config import Profile
 from ikmlib.data import centre_crop, training_data
 from ikmlib.fast import keep_memory
 from ikmlib.metrics import psnr_y, ssim_y
-from ikmlib.models import ARCHITECTURES, Architecture, SRNetwork, complexity
-from ikmlib.peers import OnLuma, build_peer
+from ikmlib.models import ARCHITECTURES, Architecture, complexity
+from ikmlib.networks import build_model
+from ikmlib.peers import OnLuma
 from ikmlib.trainers import Pair, Trainer, TrainingDiverged, mae, mae_y, mean_psnr, pairs, restored
 
-LEARNING_RATE = 2e-4
 LATER = ("schedule", "reverse", "peer")   # fields of a run that came after the first records
 
 
@@ -65,7 +65,7 @@ class Run:
     batch: int
     patch: int                  # LR pixels
     data: tuple[str, ...]       # training sets
-    rate: float = LEARNING_RATE
+    rate: float = 2e-4
     schedule: str = "halving"   # how the rate falls, see `trainers.learning_rate`
     reverse: bool = False       # the images of every batch in reverse order: equal but for rounding
     peer: str = ""              # one of `peers.PEERS`, in place of `arch`, which is then ignored
@@ -149,17 +149,13 @@ class Run:
     def build(self) -> nn.Module:
         """The network, freshly initialised from the seed."""
         torch.manual_seed(self.seed)
-        return _network(self.peer or self.arch, self.scale)
-
-
-def _network(name: str | Architecture, scale: int) -> nn.Module:
-    return build_peer(name, scale) if isinstance(name, str) else SRNetwork(name, scale)
+        return build_model(self.peer or self.arch, self.scale)
 
 
 @cache
 def _cost(name: str | Architecture, scale: int) -> tuple[int, int]:
     with torch.device("meta"):   # no weights are made
-        return complexity(_network(name, scale), scale)
+        return complexity(build_model(name, scale), scale)
 
 
 def installed_sets(profile: Profile) -> list[str]:
@@ -204,8 +200,7 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = open("/proc/cpuinfo", encoding="utf-8")
+    with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo", encoding="utf-8") as lines:
         model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     return f"{model}, {torch.get_num_threads()} of {os.cpu_count()} cores"
 
@@ -291,7 +286,7 @@ def train(run: Run, *, deadline: float = math.inf, show: bool = True) -> bool:
             where=here(device), checkpoint=checkpoint, validations=config.get_profile(run.profile).validations,
             validate=lambda model: mean_psnr(model, images, run.scale))
         try:
-            if not trainer.fit(deadline=deadline, label=run.id, show=show):
+            if not trainer.fit(deadline=deadline, show=show):
                 return False
         except TrainingDiverged as error:
             record = {**provenance(run, trainer, left_out), "error": str(error), "update": trainer.progress.update}
@@ -313,18 +308,18 @@ def train(run: Run, *, deadline: float = math.inf, show: bool = True) -> bool:
 # --- reading records ------------------------------------------------------------------------------------------------
 
 
-def state(run: Run) -> tuple[str, int]:
-    """(finished | diverged | in progress | missing, updates done). Raises UnreadableCheckpoint and ValueError."""
+def updates_done(run: Run) -> int:
+    """How many updates of a run are done. Raises UnreadableCheckpoint and ValueError."""
     if run.finished:
-        return "finished", run.updates
+        return run.updates
     if run.diverged:
-        return "diverged", files.read_json(run.folder / "diverged.json", "update")["update"]
+        return files.read_json(run.folder / "diverged.json", "update")["update"]
     path = run.folder / "checkpoint.pt"
     if not path.exists():
-        return "missing", 0
+        return 0
     saved = files.load_torch(path, run.id)
     with files.reading(path):
-        return "in progress", saved["progress"]["update"]
+        return saved["progress"]["update"]
 
 
 def read_record(folder: Path) -> dict:

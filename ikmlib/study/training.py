@@ -5,6 +5,7 @@ import math
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -21,9 +22,7 @@ from ikmlib.trainers import TrainingDiverged
 
 
 def _rows(profile: Profile | None, only: Sequence[str] = ()) -> list[experiments.Row]:
-    """Rows of the plan for a profile (None: for the lines a to g) and notebooks, all if none is named.
-
-    Raises ValueError for a notebook without runs."""
+    """The rows of the plan that `queue` is asked for."""
     for wanted in only:
         if not any(wanted in (name, name[:2]) for name in experiments.NOTEBOOKS):
             raise ValueError(f"no runs are known for {wanted}; allowed: {', '.join(experiments.NOTEBOOKS)}")
@@ -77,7 +76,8 @@ def train_runs(runs: Iterable[Run], *, deadline: float = math.inf, show: bool = 
     for run in runs:
         if time.monotonic() >= deadline:
             break
-        if run.diverged and records.state(run):   # which can be read
+        if run.diverged:
+            records.updates_done(run)   # refuses a damaged record
             continue
         try:
             if records.train(run, deadline=deadline, show=show):
@@ -141,17 +141,17 @@ def status(profile: Profile | None = None) -> pd.DataFrame:
 
     table, seen, device = [], set(), records.device_name(records.default_device()).split(",")[0]
     finished = [(run, records.read_record(run.folder)) for run in queue(profile) if run.finished]
-    paces = [record["train_seconds"] / work(run) for run, record in finished if record["device"].startswith(device)]
+    paces = [record["train_seconds"] / work(run) for run, record in finished
+             if record["device"].split(",")[0] == device]
     pace = np.median(paces) if paces else math.nan   # seconds
     for row in _rows(profile):
         runs = [run for run in dict.fromkeys(run for seed in row.seeds for run in row.runs(seed)) if run not in seen]
         seen.update(runs)
-        states = [records.state(run) for run in runs]
-        left = sum(work(run) * (1 - updates / run.updates) for run, (state, updates) in zip(runs, states, strict=True)
-                   if state != "diverged")
+        left = sum(work(run) * (1 - records.updates_done(run) / run.updates) for run in runs if not run.diverged)
+        states = Counter(run.status for run in runs)
         blocks = sorted({run.arch.blocks for run in row.cells().values() if not run.peer})
-        counts = [sum(state == wanted for state, _ in states) for wanted in ("finished", "diverged")]
         table.append((row.line, row.profile, row.notebook, row.part, "-".join(map(str, blocks)),
-                      " ".join(map(str, row.seeds)), len(runs), *counts, left * pace / 3600 if left else 0.0))
+                      " ".join(map(str, row.seeds)), len(runs), states["finished"], states["diverged"],
+                      left * pace / 3600 if left else 0.0))
     return pd.DataFrame(table, columns=["line", "profile", "notebook", "part", "N", "seeds", "runs", "finished",
                                        "diverged", "hours_left"])

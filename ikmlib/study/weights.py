@@ -31,13 +31,12 @@ def export(run_folder: str | Path, half: bool = False) -> Path:
     record, local = read_record(Path(run_folder)), Path(run_folder, "weights.pt")
     if not local.exists():
         raise FileNotFoundError(f"{run_folder} has no weights.pt: weights are exported where the run was trained")
-    state = {name: tensor.to("cpu", torch.float16 if half else torch.float32).contiguous()
-             for name, tensor in load_torch(local, record["id"])["model"].items()}
+    state = load_torch(local, record["id"])["model"]
     scores = read_csv(local.with_name("scores.csv")).groupby("set")
     record["scores"] = {name: {"images": len(of), "psnr_y": round(of.psnr_y.mean(), 4),
                                "ssim_y": round(of.ssim_y.mean(), 5)} for name, of in scores}
     target = folder() / f"{record['id']}.safetensors"
-    write(target, state, record)
+    write(target, state, record, torch.float16 if half else torch.float32)
     return target
 
 
