@@ -67,17 +67,17 @@ def image_set(name: str) -> ImageSet:
     """The set called `name`: one of SETS, a folder of IKM_DATA that holds pictures, or any folder of pictures by its
     path. ValueError for any other."""
     own = config.folder_from("IKM_DATA")
-    if own and name not in SETS and name == Path(name).name and (found := pictures(own / name)):
+    if own and name not in SETS and name == Path(name).name and (found := pictures_in(own / name)):
         return ImageSet(name, "test", len(found), name)
     if name not in SETS and os.path.isdir(name):
-        if not (found := pictures(Path(name))):
+        if not (found := pictures_in(Path(name))):
             raise ValueError(f"no pictures in the folder {name}; allowed are {', '.join(SUFFIXES)}")
         return ImageSet(name, "test", len(found), os.path.abspath(name))
     config.require("image set or folder", name, SETS)
     return SETS[name]
 
 
-def pictures(folder: Path, patterns: tuple[str, ...] = ("*",)) -> list[Path]:
+def pictures_in(folder: Path, patterns: tuple[str, ...] = ("*",)) -> list[Path]:
     """The pictures in a folder that fit the patterns, sorted: what has a picture's suffix and is not hidden."""
     return sorted(path for pattern in patterns for path in folder.glob(pattern)
                   if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
@@ -91,7 +91,7 @@ def _find(spec: ImageSet) -> tuple[Path, list[Path]]:
     places = [root / spec.folder / inner for root in (own, config.cache_root()) if root for inner in ("", "HR")]
     if not spec.folder:
         places = [Path(importlib.util.find_spec("skimage").origin).parent / "data"]
-    found = [(place, pictures(place, spec.patterns)) for place in places]
+    found = [(place, pictures_in(place, spec.patterns)) for place in places]
     return max(found, key=lambda one: (len(one[1]) == spec.count, len(one[1])))
 
 

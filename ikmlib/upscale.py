@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ikmlib.datasets import pictures
+from ikmlib.datasets import pictures_in
 from ikmlib.files import write_bytes
 from ikmlib.pictures import SUFFIXES, read_picture
 from ikmlib.study import records, weights
@@ -57,7 +57,7 @@ def plan(inputs: list[Path], out: Path, scale: int) -> list[tuple[Path, Path]]:
         raise ValueError(f"output {out} is the name of a picture; allowed: a folder")
     pairs = {}
     for given in inputs:
-        found = pictures(given) if given.is_dir() else [given]
+        found = pictures_in(given) if given.is_dir() else [given]
         others = {path.suffix.lower() or path.name for path in given.glob("[!.]*") if path not in found}
         if others:
             warnings.warn(f"{given}: passed over are {', '.join(sorted(others))}", stacklevel=2)
