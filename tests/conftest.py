@@ -80,8 +80,9 @@ def definitions(number: str) -> SimpleNamespace:
 class Kept(notebook.Page):
     """A recorded page that keeps a notebook's tables and verdicts instead of showing them."""
 
-    def __post_init__(self):
-        self.recorded, self.anew, self.tables, self.verdicts = True, False, {}, {}
+    def __init__(self, name, profile):
+        super().__init__(name, profile, recorded=True, anew=False)
+        self.tables, self.verdicts = {}, {}
 
     def table(self, frame, name, caption=""):
         self.tables[name] = frame
