@@ -20,6 +20,7 @@ def cluster(monkeypatch):
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "1")
+    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "300")   # on a busy machine
     small = {"object_store_memory": 80_000_000, "include_dashboard": False}
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small})
     nodes.workers = [nodes.add_node(num_cpus=1, object_store_memory=80_000_000) for _ in range(2)]
