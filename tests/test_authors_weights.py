@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import pooch
 import pytest
 import torch
 import torch.nn.functional as F
@@ -120,7 +121,7 @@ def test_a_file_is_fetched_only_where_it_may_be_and_a_failure_is_said(at_hand, m
         raise OSError
 
     space = book.at_hand.__globals__
-    monkeypatch.setattr(book.pooch, "retrieve", retrieve)
+    monkeypatch.setattr(pooch, "retrieve", retrieve)
     assert book.network_of("CoMo-S x2") is None and not asked
     monkeypatch.setitem(space, "download", True)
     assert book.network_of("CoMo-S x2") is None and "CoMo-S_x2.pth could not be downloaded" in capsys.readouterr().out

@@ -147,7 +147,8 @@ def status(profile: Profile | None = None) -> pd.DataFrame:
     for row in _rows(profile):
         runs = [run for run in dict.fromkeys(run for seed in row.seeds for run in row.runs(seed)) if run not in seen]
         seen.update(runs)
-        left = sum(work(run) * (1 - records.updates_done(run) / run.updates) for run in runs if not run.diverged)
+        done = {run: records.updates_done(run) for run in runs}
+        left = sum(work(run) * (1 - done[run] / run.updates) for run in runs if not run.diverged)
         states = Counter(run.status for run in runs)
         blocks = sorted({run.arch.blocks for run in row.cells().values() if not run.peer})
         table.append((row.line, row.profile, row.notebook, row.part, "-".join(map(str, blocks)),
