@@ -207,5 +207,4 @@ def test_attention_can_be_watched_while_it_is_replaced(fast):
     with attending(layer, lambda layer, own: seen.append(own())):
         layer(x)
         layer(x[0])   # without a batch
-    assert torch.equal(seen[1], contextual_attention(x, 3))
-    torch.testing.assert_close(seen[2], seen[1][:1])
+    assert torch.equal(seen[1], contextual_attention(x, 3)) and torch.equal(seen[2], contextual_attention(x[:1], 3))

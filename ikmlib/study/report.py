@@ -63,15 +63,19 @@ def best() -> pd.DataFrame:
     return rows.sort_values("place", kind="stable")[[*CLAIMS, "profile"]].reset_index(drop=True)
 
 
+def once(rows: pd.DataFrame) -> pd.DataFrame:
+    """Each comparison once where it serves two claims: as it is judged, else as it waits; order and columns stay."""
+    judged_first = rows.sort_values("outcome", key=lambda outcome: outcome == "waits", kind="stable")
+    return judged_first.drop_duplicates(["comparison", "profile"]).sort_index()
+
+
 def gains(claims: str = "C1(,|$)|Beside") -> pd.DataFrame:
     """The comparisons in dB of claims that match, wherever all declared runs are finished, from the smallest profile
     up, a row each, columns as in `best`. By default IKM minus the vanilla convolution: those of C1, and the one beside
     C9."""
     rows = pd.concat([read_claims(profile).assign(profile=profile.name) for profile in reversed(EVIDENCE)],
                      ignore_index=True)
-    rows = rows[rows.claim.str.match(claims) & rows.ours.notna() & (rows.unit == "dB")]
-    judged_first = rows.sort_values("outcome", key=lambda outcome: outcome == "waits", kind="stable")   # by itself
-    return judged_first.drop_duplicates(["comparison", "profile"]).sort_index()
+    return once(rows[rows.claim.str.match(claims) & rows.ours.notna() & (rows.unit == "dB")])
 
 
 def authors() -> pd.DataFrame:
@@ -101,8 +105,7 @@ def verdicts(rows: pd.DataFrame, folder: str = "") -> pd.DataFrame:
 
 def compared(rows: pd.DataFrame) -> pd.DataFrame:
     """The comparisons of `best` that are complete, as people read them, a row each."""
-    known = rows[rows.ours.notna() & (rows.outcome != "waits")]
-    known = known.drop_duplicates(["comparison", "profile"])   # one may serve two claims
+    known = once(rows[rows.ours.notna() & (rows.outcome != "waits")])
     shown = differences(known).drop(columns="runs")
     return shown.assign(comparison=[f"{name.partition(',')[0]} {what}" for name, what
                                     in zip(known.claim, shown.comparison, strict=True)])
@@ -125,10 +128,9 @@ def added() -> str:
     return "\n\n".join(told)
 
 
-def waiting() -> str:
-    """What waits for runs, and how far they are."""
-    claims, runs = verdicts(best()), training.queue(None)
-    parts = claims.short[claims.verdict == WAITS]
+def waiting(claims: pd.DataFrame) -> str:
+    """Which of the claims, rows of `verdicts`, wait for runs, and how far the plan is."""
+    runs, parts = training.queue(None), claims.short[claims.verdict == WAITS]
     primary = planned(PROFILES["cpu-long"], "table3").query("block == 'U-HDB'").run
     return (f"**Waiting for runs:** {', '.join(parts) or 'nothing'}. Finished of the whole plan: "
             f"{records.runs_in_words(runs)}. Finished of the primary endpoint, IKM minus vanilla in U-HDB at "
@@ -137,14 +139,14 @@ def waiting() -> str:
 
 def opening() -> str:
     """What README and the article say first: what IKM adds, what is decided, what still waits."""
-    claims = verdicts(best())
-    claims = claims[claims.short.str.match(r"[CEDP]\d")]
+    every = verdicts(best())
+    claims = every[every.short.str.match(r"[CEDP]\d")]
     papers, is_open = claims.short.str.startswith("C"), claims.verdict.isin(OPEN)
     decided = [f"- **{row.claim}: {row.verdict}.** {row.ours[:1].upper()}{row.ours[1:]}."
                for row in claims[~is_open].itertuples()]
     return "\n\n".join([
         added(), f"**With a verdict:** {(papers & ~is_open).sum()} of {papers.sum()} parts of the paper's claims, and "
-        f"{(~papers & ~is_open).sum()} of {(~papers).sum()} of this study's own.", "\n".join(decided), waiting()])
+        f"{(~papers & ~is_open).sum()} of {(~papers).sum()} of this study's own.", "\n".join(decided), waiting(every)])
 
 
 def readme(text: str) -> str:
@@ -167,14 +169,15 @@ def readme(text: str) -> str:
 def markdown() -> str:
     """REPORT.md, the summary of the article: for every claim the best evidence of all profiles."""
     rows = best()
+    claims = verdicts(rows)
     if rows.empty:
         return ("# Reproduction report\n\n> **No evidence yet.** No profile that counts as evidence has results; "
                 "`smoke` only shows that everything runs. `./run_all.sh --profile cpu` makes the first evidence.\n")
     return "\n\n".join([
-        "# Reproduction report: the best evidence so far", added(), waiting(), PICTURE,
+        "# Reproduction report: the best evidence so far", added(), waiting(claims), PICTURE,
         "Of *Image-specific Convolutional Kernel Modulation for Single Image Super-resolution* (arXiv 2111.08362). The "
         "whole article, with method, deviations, errors found in print and compute: [report.html](report.html).",
-        "## Verdicts", markdown_table(verdicts(rows).drop(columns="short")),
+        "## Verdicts", markdown_table(claims.drop(columns="short")),
         "Each row is of the largest budget (profile) at which all declared runs of the claim are finished. The paper's "
         "words and the reason of each verdict stand in its notebook.",
         "## Comparisons that are judged", markdown_table(compared(rows)),
