@@ -228,7 +228,7 @@ def test_the_ladder_goes_from_the_smallest_budget_to_the_largest_and_on_to_the_a
     rungs = book.ladder(page)
     assert [*zip(rungs.budget, rungs.comparison, rungs.ours, strict=True)] == [
         ("cpu", "C1 of U-HDB", 0.04), ("cpu", "E1 of U-HDB", 0.04), ("cpu-long", "C1 of U-HDB", 0.01),
-        ("cpu-long", "E1 of U-HDB", 0.01), ("authors' weights", "CoMo-S x2: own − none at test", -0.02)]
+        ("cpu-long", "E1 of U-HDB", 0.01), ("authors' weights", "CoMo-S x2: own − constant at test", -0.02)]
     gain, attention, scale = book.figure_ladder(rungs).axes   # a panel a question
     assert [text.get_text() for text in scale.get_xticklabels()] == ["cpu", "cpu-long", "authors' weights"]
     shown = [line.get_ydata().tolist() for axes in (gain, attention) for line in axes.lines if line.get_marker() == "o"]
@@ -250,7 +250,7 @@ def test_ours_on_set5_alone_is_of_the_images_that_the_paper_scores(results):
 
 def test_the_first_sentences_count_verdicts_and_tell_every_complete_gain(results):
     added, decided, none, waiting = report.opening().split("\n\n")
-    assert "0 of 0 parts of the paper's claims" in decided and "comparisons: 0, gains: 0, losses: 0." in added
+    assert decided.endswith("claims: none. On this study's own: none.") and "gains: 0, losses: 0." in added
     assert none == ""
     assert "0 of 314 runs" in waiting and waiting.endswith("0 of 20 runs.")
     verdict_at("cpu", "08_fig9_threshold", {"C4, zero": "supported", "C4, median": "not supported"})
@@ -269,9 +269,10 @@ def test_the_first_sentences_count_verdicts_and_tell_every_complete_gain(results
     trained(experiments.planned(config.PROFILES["cpu"], "same_budget").run)
     added, table, authors, decided, claims, waiting = report.opening().split("\n\n")
     assert "comparisons: 1, gains: 1, losses: 0." in added
-    assert "| U-HDN+IKM − U-HDN | – | +0.500 [" in table and table.endswith("| holds | 3 | cpu |")
+    assert "| Beside C9 U-HDN+IKM − U-HDN | – | +0.500 [" in table and table.endswith("| holds | 3 | cpu |")
     assert authors.endswith("is -0.020 to -0.020 dB (CoMo-S x2; exploratory, and no comparison of trainings).")
-    assert "2 of 5 parts of the paper's claims, and 1 of 1 of this study's own" in decided
+    assert decided.partition(": ")[2] == ("1 supported; 1 not supported; 1 waits for runs; 2 not tested at this budget. "
+                                          "On this study's own: 1 supported.")
     assert claims.splitlines() == [
         "- **C4 good thresholds (zero): supported.** C4, zero at cpu.",
         "- **C4 good thresholds (median): not supported.** C4, median at cpu.",   # C5 and C9 have no comparison

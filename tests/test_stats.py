@@ -145,6 +145,13 @@ def test_what_is_worth_a_claim_depends_on_the_quantity():
     assert outcomes([d(-0.1, 0.03)], smallest=0.05) == ["fails"] and outcomes([d(-0.1, 0.03)]) == ["undecided"]
 
 
+@pytest.mark.parametrize(("value", "written"), [
+    (0.0149, "+0.015"), (0.01976, "+0.0198"), (-0.0201, "-0.0201"), (-0.00036, "-0.0004"), (0.0, "+0.000"),
+    (0.02, "+0.020"), (float("nan"), "+nan"), (float("inf"), "+inf")])
+def test_a_number_is_written_so_that_it_is_not_taken_for_a_bound(value, written):
+    assert stats.signed(value) == written
+
+
 def test_holm_against_a_worked_example():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0]) and holm([]) == []

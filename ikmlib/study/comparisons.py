@@ -18,7 +18,7 @@ from ikmlib.config import PROFILES, Profile
 from ikmlib.study import records, stats
 from ikmlib.study.experiments import PARTS, complete, planned
 from ikmlib.study.records import runs_in_words, states_in_words
-from ikmlib.study.stats import MIN_SEEDS, SMALLEST, Difference, paired, residual_deviation
+from ikmlib.study.stats import MIN_SEEDS, SMALLEST, Difference, paired, residual_deviation, signed
 
 Found = Mapping[str, Difference]   # a question's name -> its answer
 
@@ -203,7 +203,7 @@ def _ours_in_words(found: Found, said: Mapping[str, str]) -> str:
     counts = ", ".join(f"{n} {outcome if n == 1 else outcome.removesuffix('s')}"
                        for outcome, n in Counter(said.values()).items())
     means, units = [d.mean for d in found.values()], {d.unit for d in found.values()}
-    span = f", from {min(means):+.3f} to {max(means):+.3f} {units.pop()}" if len(units) == 1 else ""
+    span = f", from {signed(min(means))} to {signed(max(means))} {units.pop()}" if len(units) == 1 else ""
     return f"{len(found)} comparisons: {counts}{span}"
 
 

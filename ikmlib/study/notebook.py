@@ -19,7 +19,7 @@ from ikmlib.files import locked, read_csv, reading, write_bytes, write_csv
 from ikmlib.study import experiments, training
 from ikmlib.study.comparisons import JUDGED
 from ikmlib.study.records import runs_in_words
-from ikmlib.study.stats import OPEN, UNTESTED, VERDICTS, Difference
+from ikmlib.study.stats import OPEN, UNTESTED, VERDICTS, Difference, signed
 
 # Columns of claims.csv; those of JUDGED are empty where a claim rests on no comparison
 CLAIMS = ["claim", *JUDGED, "verdict", "paper_words", "ours_words", "notebook", "because"]
@@ -229,9 +229,10 @@ def differences(rows: pd.DataFrame) -> pd.DataFrame:
     told = []
     for row in rows.itertuples():
         pooled = Difference(row.ours, row.low, row.high, unit=row.unit, runs="–")
-        own = f"[{row.own_low:+.3f}, {row.own_high:+.3f}]" if pooled.known else "–"
+        own = f"[{signed(row.own_low)}, {signed(row.own_high)}]" if pooled.known else "–"
+        detectable = "–" if pd.isna(row.detectable) else signed(row.detectable).removeprefix("+")
         paper = "–" if pd.isna(row.paper) else f"{row.paper:+.2f}"
-        told.append((row.comparison, paper, str(pooled), own, row.detectable, row.outcome, row.runs))
+        told.append((row.comparison, paper, str(pooled), own, detectable, row.outcome, row.runs))
     return pd.DataFrame(told, columns=["comparison", "paper", "ours, 95 % interval", "interval of its own",
                                        "minimum detectable effect", "outcome", "runs"])
 

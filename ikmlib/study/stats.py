@@ -26,6 +26,12 @@ OPEN = WAITS, UNTESTED = VERDICTS[-2:]
 Errors = tuple[tuple[float, float], ...]   # independent standard errors, each with its degrees of freedom
 
 
+def signed(value: float) -> str:
+    """A number with its sign and three decimals, or four where three would make it look like 0 or like `SMALLEST`."""
+    size = abs(value)
+    return f"{value:+.{4 if round(size, 3) in (0, SMALLEST) and size not in (0, SMALLEST) else 3}f}"
+
+
 def half_width(errors: Errors, level: float = 0.05) -> float:
     """Half a 1 - `level` interval: each standard error times Student's t for its degrees of freedom, added up as
     independent errors are. NaN without errors: one value alone has no interval."""
@@ -83,7 +89,7 @@ class Difference:
         return float(brentq(lambda level: half_width(self.errors, level) - distance, least, 1.0, xtol=1e-12))
 
     def __str__(self) -> str:
-        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}] {self.unit}" if self.known else self.runs
+        return f"{signed(self.mean)} [{signed(self.low)}, {signed(self.high)}] {self.unit}" if self.known else self.runs
 
 
 def standard_error(values: np.ndarray) -> tuple[float, int]:
