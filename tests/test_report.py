@@ -271,8 +271,8 @@ def test_the_first_sentences_count_verdicts_and_tell_every_complete_gain(results
     assert "comparisons: 1, gains: 1, losses: 0." in added
     assert "| Beside C9 U-HDN+IKM − U-HDN | – | +0.500 [" in table and table.endswith("| holds | 3 | cpu |")
     assert authors.endswith("is -0.020 to -0.020 dB (CoMo-S x2; exploratory, and no comparison of trainings).")
-    assert decided.partition(": ")[2] == ("1 supported; 1 not supported; 1 waits for runs; 2 not tested at this budget. "
-                                          "On this study's own: 1 supported.")
+    assert decided.partition(": ")[2] == ("1 supported; 1 not supported; 1 waits for runs; 2 not tested at this "
+                                          "budget. On this study's own: 1 supported.")
     assert claims.splitlines() == [
         "- **C4 good thresholds (zero): supported.** C4, zero at cpu.",
         "- **C4 good thresholds (median): not supported.** C4, median at cpu.",   # C5 and C9 have no comparison
