@@ -258,7 +258,10 @@ def test_the_first_sentences_count_verdicts_and_tell_every_complete_gain(results
     verdict_at("cpu", "03_table2_high_fidelity", {"C9, Table II": stats.UNTESTED})
     verdict_at("cpu", "00_protocol", {"P1": "supported"})   # not the paper's
     page = notebook.Page("02_table1_lightweight", config.PROFILES["cpu"])
-    for claim, gain, outcome in (("Beside C9, IKM in U-HDN", 0.5, "holds"), ("C1", np.nan, "waits")):
+    third = judged(("RB: IKM − none", 0.05, 0.25, "undecided", "")).assign(seeds=5)
+    notebook.Page("04_table3_attention", config.PROFILES["cpu"]).verdict(
+        "C1", verdict="mixed", comparisons=third, **WORDS)
+    for claim, gain, outcome in (("Beside C9, IKM in U-HDN", 0.5, "holds"), ("C1, U-HDN", np.nan, "waits")):
         page.verdict(claim, verdict="exploratory" if outcome == "holds" else stats.WAITS, **WORDS,
                      comparisons=judged(("U-HDN+IKM − U-HDN", np.nan, gain, outcome, "1 of 4 runs")))
     write_csv(results / "cpu" / "authors_own.csv", pd.DataFrame(
@@ -268,16 +271,19 @@ def test_the_first_sentences_count_verdicts_and_tell_every_complete_gain(results
         columns=["network", "view", "contrast", "images", "difference_db", "low_db", "high_db"]))
     trained(experiments.planned(config.PROFILES["cpu"], "same_budget").run)
     added, table, authors, decided, claims, waiting = report.opening().split("\n\n")
-    assert "comparisons: 1, gains: 1, losses: 0." in added
-    assert "| Beside C9 U-HDN+IKM − U-HDN | – | +0.500 [" in table and table.endswith("| holds | 3 | cpu |")
+    assert "comparisons: 2, gains: 1, losses: 0." in added
+    assert table.splitlines()[2:] == [   # Table III's first
+        "| C1 RB: IKM − none | +0.05 | +0.250 [+0.240, +0.260] dB | 0.015 | undecided | 5 | cpu |",
+        "| Beside C9 U-HDN+IKM − U-HDN | – | +0.500 [+0.490, +0.510] dB | 0.015 | holds | 3 | cpu |"]
     assert authors.endswith("is -0.020 to -0.020 dB (CoMo-S x2; exploratory, and no comparison of trainings).")
-    assert decided.partition(": ")[2] == ("1 supported; 1 not supported; 1 waits for runs; 2 not tested at this "
-                                          "budget. On this study's own: 1 supported.")
+    assert decided.partition(": ")[2] == ("1 supported; 1 not supported; 1 mixed; 1 waits for runs; 2 not tested "
+                                          "at this budget. On this study's own: 1 supported.")
     assert claims.splitlines() == [
+        "- **C1 IKM beats vanilla convolution: mixed.** O.",
         "- **C4 good thresholds (zero): supported.** C4, zero at cpu.",
         "- **C4 good thresholds (median): not supported.** C4, median at cpu.",   # C5 and C9 have no comparison
         "- **P1 our scoring gives the Bicubic rows: supported.** P1 at cpu."]
-    assert "runs:** C1. Finished" in waiting and "21 of 314 runs" in waiting
+    assert "runs:** C1 U-HDN. Finished" in waiting and "21 of 314 runs" in waiting
 
 
 def test_a_comparison_that_one_claim_judges_and_another_waits_with_is_told_as_judged(results):

@@ -18,7 +18,7 @@ from ikmlib.study import records, training
 from ikmlib.study.experiments import planned
 from ikmlib.study.notebook import CLAIMS, EVIDENCE, differences, markdown_table, read_claims, recorded_profile
 from ikmlib.study.runner import relinked
-from ikmlib.study.stats import MIN_SEEDS, OPEN, SMALLEST, VERDICTS, WAITS, signed
+from ikmlib.study.stats import MIN_SEEDS, OPEN, SMALLEST, VERDICTS, WAITS
 
 # The paper's claims, then explanations and claims of this study, in a few words
 WORDS = {
@@ -103,12 +103,16 @@ def verdicts(rows: pd.DataFrame, folder: str = "") -> pd.DataFrame:
     return pd.DataFrame(told, columns=["short", "claim", "verdict", "ours", "profile", "notebook"])
 
 
+def named(rows: pd.DataFrame) -> pd.DataFrame:
+    """Comparisons as `differences` shows them, each behind its claim: "C1 RB: IKM − none"."""
+    shown = differences(rows).drop(columns="runs")
+    return shown.assign(comparison=[f"{name.partition(',')[0]} {what}" for name, what
+                                    in zip(rows.claim, shown.comparison, strict=True)])
+
+
 def compared(rows: pd.DataFrame) -> pd.DataFrame:
     """The comparisons of `best` that are complete, as people read them, a row each."""
-    known = once(rows[rows.ours.notna() & (rows.outcome != "waits")])
-    shown = differences(known).drop(columns="runs")
-    return shown.assign(comparison=[f"{name.partition(',')[0]} {what}" for name, what
-                                    in zip(known.claim, shown.comparison, strict=True)])
+    return named(once(rows[rows.ours.notna() & (rows.outcome != "waits")]))
 
 
 def added() -> str:
@@ -120,11 +124,11 @@ def added() -> str:
             f"gain *holds* if the interval lies above 0, and *fails* if it lies below {SMALLEST} dB. A true gain as "
             "large as the minimum detectable effect would hold in four of five repetitions."]
     if len(rows):
-        shown = compared(rows).drop(columns="interval of its own")
+        shown = named(rows).drop(columns="interval of its own")
         told.append(markdown_table(shown.assign(seeds=[*rows.seeds], profile=[*rows.profile])))
     if len(own):
         told.append("In the authors' own weights of a later network, the image's own attention minus a constant one at "
-                    f"test time is {signed(own.difference_db.min())} to {signed(own.difference_db.max())} dB "
+                    f"test time is {own.difference_db.min():+.3f} to {own.difference_db.max():+.3f} dB "
                     f"({', '.join(own.network)}; exploratory, and no comparison of trainings).")
     return "\n\n".join(told)
 
