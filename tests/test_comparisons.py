@@ -97,6 +97,8 @@ def test_only_images_that_all_cells_have_and_weights_of_the_question(results):
     found = comparisons.compare(records.scores(plan), {"gain": {both: 1, plain: -1}, "sum": {both: 0.5, plain: 1},
                                        "absent": {both: 1, ("no", "no"): -1}}, published)
     assert (found["gain"].mean, found["gain"].seeds, found["gain"].images) == (pytest.approx(1.5), 3, 2)
+    # the pool's networks are compared on these images, too: an image that one run alone has is no scatter of trainings
+    assert found["gain"].errors[1] == pytest.approx((0, 2))
     assert found["sum"].mean == pytest.approx(32 / 2 + 30.5) and found["gain"].paper == 1.0
     assert not found["absent"].known and found["absent"].runs == "not planned" and np.isnan(found["absent"].paper)
 
@@ -379,7 +381,8 @@ def answers(**means):
     """Differences with a standard error of 0.01 dB, known to three seeds and many images."""
     errors = ((0.01, 1000),)
     half = stats.half_width(errors)
-    return {name: stats.Difference(m, m - half, m + half, 3, 100, errors=errors) for name, m in means.items()}
+    return {name: stats.Difference(m, m - half, m + half, 3, 100, errors=errors, own_errors=errors)
+            for name, m in means.items()}
 
 
 def test_all_hold_needs_no_correction_and_single_ones_do():
@@ -401,3 +404,36 @@ def test_a_claims_rows_have_both_intervals_and_one_seed_is_not_judged():
     assert words["verdict"] == stats.WAITS and row.outcome == "waits" and row.ours > 0 and row.seeds == 1
     assert list(words["comparisons"].columns) == comparisons.JUDGED
     assert (row.low, row.own_low) == (few["a"].low, few["a"].own_low) and row.detectable == few["a"].detectable
+
+
+def test_a_claim_says_what_the_comparisons_own_deviations_would_give():
+    found = answers(a=0.05)
+    because = comparisons.claim(found, CPU, paper="p", holds="h")["because"]
+    assert because == "h Every comparison rests on 3 seeds or more."
+    wide = {"a": replace(found["a"], own_errors=((0.1, 2),))}
+    words = comparisons.claim(wide, CPU, paper="p", holds="h")
+    assert words["verdict"] == "supported"
+    assert words["because"].endswith("By each comparison's own standard deviation the verdict would be: undecided.")
+
+
+def test_at_least_as_good_has_the_effect_that_lies_above_its_margin():
+    found = answers(a=0.0)
+    plain, within = (comparisons.claim(found, CPU, paper="p", holds="h", margin=margin)["comparisons"].detectable.item()
+                     for margin in (0.0, 0.02))
+    assert plain == found["a"].detectable and within == pytest.approx(plain - 0.02)
+
+
+def test_the_summary_gives_the_range_of_each_outcome():
+    found = answers(a=0.05, b=0.07, c=-0.05)
+    assert comparisons.claim(found, CPU, paper="p", holds="h")["ours"] == (
+        "3 comparisons: 2 hold (+0.050 to +0.070 dB), 1 fails (-0.050 dB)")
+
+
+def test_what_a_profile_does_not_plan_is_not_tested_there_and_waits_for_nothing(results):
+    scores = records.scores(planned(LONG, "controls"))
+    found = comparisons.compare(scores, {name: comparisons.minus(("U-HDB", name), ("U-HDB", "none"))
+                                         for name in ("constant 1.5", "none, weights x 1.5")})
+    one = {"constant 1.5": found["constant 1.5"]}
+    assert comparisons.claim(one, LONG, paper="p", holds="h")["verdict"] == stats.WAITS
+    words = comparisons.claim(found, LONG, paper="p", holds="h")
+    assert words["verdict"] == stats.UNTESTED and words["because"].endswith("not all that a verdict needs is planned.")

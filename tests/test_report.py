@@ -68,7 +68,7 @@ def test_a_page_writes_tables_figures_and_a_row_a_comparison(results):
     frame = pd.DataFrame({"block": ["RB"], "psnr_ours": [31.25]})
     page.table(frame, "numbers", "Some numbers")
     pd.testing.assert_frame_equal(pd.read_csv(results / "cpu" / "numbers.csv"), frame)
-    page.figure(plt.figure(), "picture", "A picture")
+    assert page.figure(plt.figure(), "picture", "A picture").data == "*A picture*"
     assert (results / "cpu" / "picture.png").read_bytes()[:4] == b"\x89PNG"
     assert "waits for its declared runs" in page.figure(None, "picture", "A picture").data
     assert not (results / "cpu" / "picture.png").exists()
@@ -142,7 +142,7 @@ def executed_at(results, profile, name):
     path.write_text("{}")
 
 
-def test_recorded_opens_the_largest_profile_that_holds_a_verdict(results):
+def test_recorded_opens_the_profile_that_holds_the_most_verdicts(results):
     name = "02_table1_lightweight"
     assert notebook.recorded_profile(name).name == "cpu"   # nothing is there
     executed_at(results, "cpu-long", name)
@@ -150,8 +150,12 @@ def test_recorded_opens_the_largest_profile_that_holds_a_verdict(results):
     assert notebook.recorded_profile(name).name == "cpu-long"
     verdict_at("cpu", name, {"C9, PSNR": "undecided"})
     verdict_at("cpu-long", name, {"C9, PSNR": stats.UNTESTED})   # complete or not, it holds no verdict
-    verdict_at("cpu-long", "04_table3_attention", {"C1": "mixed"})
+    verdict_at("cpu-long", "04_table3_attention", {"C1, U-HDB": "mixed"})
     assert notebook.recorded_profile(name).name == "cpu"
+    verdict_at("cpu", "04_table3_attention", {"C1, U-HDB": "mixed"})
+    assert notebook.recorded_profile("04_table3_attention").name == "cpu-long"
+    verdict_at("cpu", "04_table3_attention", {"C1, U-HDB": "mixed", "C2": "supported"})
+    assert {notebook.recorded_profile(n).name for n in ("04_table3_attention", "99_report")} == {"cpu"}   # more there
 
 
 # --- the report -----------------------------------------------------------------------------------------------------
@@ -251,7 +255,7 @@ def test_ours_on_set5_alone_is_of_the_images_that_the_paper_scores(results):
 def test_the_first_sentences_count_verdicts_and_tell_every_complete_gain(results):
     added, decided, none, waiting = report.opening().split("\n\n")
     assert decided.endswith("claims: none. On this study's own: none.")
-    assert "comparisons: 0, gains: 0, losses: 0." in added
+    assert "comparisons: 0, intervals above 0: 0, below 0: 0." in added
     assert none == ""
     assert "0 of 314 runs" in waiting and waiting.endswith("0 of 20 runs.")
     verdict_at("cpu", "08_fig9_threshold", {"C4, zero": "supported", "C4, median": "not supported"})
@@ -272,7 +276,7 @@ def test_the_first_sentences_count_verdicts_and_tell_every_complete_gain(results
         columns=["network", "view", "contrast", "images", "difference_db", "low_db", "high_db"]))
     trained(experiments.planned(config.PROFILES["cpu"], "same_budget").run)
     added, table, authors, decided, claims, waiting = report.opening().split("\n\n")
-    assert "comparisons: 2, gains: 1, losses: 0." in added
+    assert "comparisons: 2, intervals above 0: 2, below 0: 0." in added
     assert table.splitlines()[2:] == [   # Table III's first
         "| C1 RB: IKM − none | +0.05 | +0.250 [+0.240, +0.260] dB | 0.015 | undecided | 5 | cpu |",
         "| Beside C9 U-HDN+IKM − U-HDN | – | +0.500 [+0.490, +0.510] dB | 0.015 | holds | 3 | cpu |"]
@@ -280,10 +284,10 @@ def test_the_first_sentences_count_verdicts_and_tell_every_complete_gain(results
     assert decided.partition(": ")[2] == ("1 supported; 1 not supported; 1 mixed; 1 waits for runs; 2 not tested "
                                           "at this budget. On this study's own: 1 supported.")
     assert claims.splitlines() == [
-        "- **C1 IKM beats vanilla convolution: mixed.** O.",
-        "- **C4 good thresholds (zero): supported.** C4, zero at cpu.",
-        "- **C4 good thresholds (median): not supported.** C4, median at cpu.",   # C5 and C9 have no comparison
-        "- **P1 our scoring gives the Bicubic rows: supported.** P1 at cpu."]
+        "- **C1 IKM beats vanilla convolution: mixed** (`cpu`). O.",
+        "- **C4 good thresholds (zero): supported** (`cpu`). C4, zero at cpu.",
+        "- **C4 good thresholds (median): not supported** (`cpu`). C4, median at cpu.",   # C5 and C9 have no comparison
+        "- **P1 our scoring gives the Bicubic rows: supported** (`cpu`). P1 at cpu."]
     assert "runs:** C1 U-HDN. Finished" in waiting and "21 of 314 runs" in waiting
 
 
@@ -295,7 +299,18 @@ def test_a_comparison_that_one_claim_judges_and_another_waits_with_is_told_as_ju
                      comparisons=judged(("U-HDB: IKM − none", 0.09, 0.04, outcome, "20 of 20 runs")))
     assert report.gains()[["claim", "outcome", "profile"]].to_numpy().tolist() == [["C1, U-HDB", "holds", long]]
     verdict_at("cpu", "08_fig9_threshold", {"C4, zero": "supported"})
-    assert "comparisons: 1, gains: 1, losses: 0." in report.opening()
+    assert "comparisons: 1, intervals above 0: 1, below 0: 0." in report.opening()
+    page.verdict("C1", verdict="undecided", **WORDS, comparisons=judged(   # corrected for four architectures
+        ("U-HDB: IKM − none", 0.09, 0.04, "undecided", "20 of 20 runs"), ("RB: IKM − none", 0.05, 0, "undecided", "")))
+    assert report.gains()[["claim", "outcome"]].to_numpy().tolist() == [
+        ["C1", "undecided"], ["C1, U-HDB", "holds"]]
+
+
+def test_the_report_names_the_verdicts_that_pooling_decides():
+    rows = pd.DataFrame({"claim": ["C2", "C2", "C7"], "because": ["h. By each comparison's own standard deviation the "
+                                                                  "verdict would be: not supported."] * 2 + ["h."]})
+    assert "others: C2 IKM is as good as CA and SA: not supported. " in report.by_own(rows)
+    assert report.by_own(rows.tail(1)) == ""
 
 
 FRONT = """# Title

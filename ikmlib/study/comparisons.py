@@ -6,7 +6,6 @@ sum of paired scores with an interval. `claim` applies the verdict rule to the a
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -113,8 +112,8 @@ def compare(scores: pd.DataFrame, questions: Mapping[str, Mapping], published: p
     members = {}
     for cell in psnr:
         if (cells[cell].state == "finished").all():
-            members.setdefault(families[cell], []).append(psnr[cell].mean())
-    pooled = {name: residual_deviation(pd.DataFrame(means)) for name, means in members.items() if pd.notna(name)}
+            members.setdefault(families[cell], []).append(psnr[cell])
+    pooled = {name: residual_deviation(_means(tables)) for name, tables in members.items() if pd.notna(name)}
     found = {}
     for question, weights in questions.items():
         weights = {_cell(cell): weight for cell, weight in weights.items()}
@@ -123,6 +122,13 @@ def compare(scores: pd.DataFrame, questions: Mapping[str, Mapping], published: p
         paper = sum(weight * printed.get(cell, math.nan) for cell, weight in weights.items())
         found[question] = replace(answer, paper=paper)
     return found
+
+
+def _means(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """A row a network, a column a seed: means over the images on which all runs of all networks were scored. `tables`:
+    images x seeds."""
+    everywhere = pd.concat(tables, axis=1).dropna().index
+    return pd.DataFrame([table.loc[everywhere].mean() for table in tables])
 
 
 def _difference(weights: Mapping[tuple, float], cells: Mapping[tuple, pd.DataFrame], psnr: Mapping[tuple, pd.DataFrame],
@@ -172,48 +178,62 @@ def claim(found: Found, profile: Profile, *, paper: str, holds: str, margin: flo
           correct: Callable[[Sequence[float]], Sequence[float]] = list, among: Found | None = None) -> dict:
     """Keyword arguments of `Page.verdict` for a claim that all of `found` are better, or at least as good within
     `margin` (see `stats.outcomes`), with a row a comparison as in JUDGED. While one waits for runs, none is judged.
+    `because` says what the comparisons' own intervals would give where that is another verdict.
 
     If all hold without a correction, the claim holds: each of them had to. Otherwise `correct` (`stats.holm`) decides
     the single outcomes. `among`: all comparisons that `correct` counts; then it is always applied.
     """
     judged = among or found
-    fewest = min(d.seeds for d in judged.values())   # 0 where one is not known
-    enough, said = profile.evidence and fewest >= MIN_SEEDS, dict.fromkeys(found, "waits")
-    if enough:
-        differences = list(judged.values())
+
+    def outcomes(errors: str) -> dict[str, str]:
+        differences = [replace(d, errors=getattr(d, errors)) for d in judged.values()]
         each = stats.outcomes(differences, margin=margin, smallest=smallest)
         if among or set(each) != {"holds"}:
             each = stats.outcomes(differences, margin=margin, smallest=smallest, correct=correct)
-        said |= {name: outcome for name, outcome in zip(judged, each, strict=True) if name in found}
+        return {name: outcome for name, outcome in zip(judged, each, strict=True) if name in found}
+
+    said, fewest = dict.fromkeys(found, "waits"), min(d.seeds for d in judged.values())   # 0 where one is not known
+    if not profile.evidence or states_in_words(()) in {d.runs for d in judged.values()}:
+        verdict, why = stats.UNTESTED, "At this profile, not all that a verdict needs is planned."
+    elif fewest < MIN_SEEDS:
+        verdict, why = stats.WAITS, ("Some of the declared runs are not finished." if not fewest else
+                                     f"A comparison rests on {fewest} seeds; a verdict needs {MIN_SEEDS}.")
+    else:
+        said, own = outcomes("errors"), stats.judge([*outcomes("own_errors").values()])
+        verdict, why = stats.judge([*said.values()]), f"Every comparison rests on {fewest} seeds or more."
+        why += f" By each comparison's own standard deviation the verdict would be: {own}." * (own != verdict)
     rows = table(found).assign(unit=[d.unit for d in found.values()], outcome=said.values())
+    rows.detectable_db -= margin
     return {"paper": paper, "ours": _ours_in_words(found, said), "comparisons": rows.rename(columns=_NAMES)[JUDGED],
-            "verdict": stats.judge([*said.values()]) if enough else stats.WAITS if profile.evidence else stats.UNTESTED,
-            "because": f"{holds} " + (f"Fewest seeds of any comparison: {fewest} ({MIN_SEEDS} needed)." if fewest else
-                                      "Some of the declared runs are not finished.")}
+            "verdict": verdict, "because": f"{holds} {why}"}
 
 
 def _ours_in_words(found: Found, said: Mapping[str, str]) -> str:
-    """The comparisons of a claim in one line; while one waits, how many of the claim's runs are finished."""
+    """The comparisons of a claim in one line, with the range of each outcome's means; while one waits, how many of the
+    claim's runs are finished."""
     if len(found) == 1:
         return str(*found.values())
     if "waits" in said.values():
         states = dict(state for d in found.values() for state in d.states)
         complete = f"{sum(d.seeds >= MIN_SEEDS for d in found.values())} of {len(found)} comparisons complete"
         return f"{states_in_words(states.values())}, {complete}" if states else complete
-    counts = ", ".join(f"{n} {outcome if n == 1 else outcome.removesuffix('s')}"
-                       for outcome, n in Counter(said.values()).items())
-    means, units = [d.mean for d in found.values()], {d.unit for d in found.values()}
-    span = f", from {signed(min(means))} to {signed(max(means))} {units.pop()}" if len(units) == 1 else ""
-    return f"{len(found)} comparisons: {counts}{span}"
+    told, units = [], {d.unit for d in found.values()}
+    for outcome in dict.fromkeys(said.values()):
+        means = sorted(found[name].mean for name in found if said[name] == outcome)
+        ends = " to ".join(dict.fromkeys(signed(mean) for mean in (means[0], means[-1])))
+        told.append(f"{len(means)} {outcome if len(means) == 1 else outcome.removesuffix('s')}"
+                    + f" ({ends} {next(iter(units))})" * (len(units) == 1))
+    return f"{len(found)} comparisons: {', '.join(told)}"
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
 
 
-def figure_differences(found: Found, published_on: str = "", kinds: Mapping[str, str] | None = None):
+def figure_differences(found: Found, published_on: str = "", kinds: Mapping[str, str] | None = None,
+                       limits: Sequence[float] = ()):
     """Ours with the 95 % interval, hollow where seeds are too few for a verdict, the paper's as a hollow diamond; a row
     an answer; None while no answer is known. `published_on`: the test set of the paper's numbers; `kinds`: name of an
-    answer -> what its colour says.
+    answer -> what its colour says; `limits`: dB beside 0 that decide the verdict.
     """
     import matplotlib.pyplot as plt
 
@@ -234,6 +254,8 @@ def figure_differences(found: Found, published_on: str = "", kinds: Mapping[str,
         axes.plot([], [], "D", ms=7.5, mfc="none", mec="C1", mew=1.6,
                   label=f"paper{published_on and f', {published_on}, no interval'}")
     axes.axvline(0, color="0.3", lw=1)
+    for limit in limits:
+        axes.axvline(limit, color="0.3", lw=1.5, ls=":", label="limit of the verdict" if limit == limits[0] else None)
     axes.set_yticks(range(len(found)), [name if d.known else f"{name} ({d.runs})" for name, d in found.items()])
     axes.set_ylim(len(found) - 0.5, -0.5)
     axes.grid(False, axis="y")
@@ -243,16 +265,21 @@ def figure_differences(found: Found, published_on: str = "", kinds: Mapping[str,
 
 
 def figure_curves(plan: pd.DataFrame, hue: str, style: str | None = None):
-    """Validation PSNR over updates of a plan's complete cells; colour and dashes by factor, bands: standard deviation
-    over seeds; None while no cell is complete."""
+    """Validation PSNR over updates of a plan's complete cells, and its second half enlarged; colour and dashes by
+    factor, bands in the left panel: standard deviation over seeds; None while no cell is complete."""
     import matplotlib.pyplot as plt
     import seaborn
 
     curves = records.curves(complete(plan))
     if curves.empty:
         return None
-    figure, axes = plt.subplots(figsize=(9, 5.5))
+    figure, panels = plt.subplots(1, 2, figsize=(11, 5.5))
     curves[hue] = curves[hue].astype(str)
-    seaborn.lineplot(curves, x="update", y="psnr_y", hue=hue, style=style or hue, errorbar="sd", ax=axes)
-    axes.set(xlabel="updates", ylabel="validation PSNR (dB)")
+    late = curves[curves["update"] >= curves["update"].max() / 2]
+    for axes, rows, band, title in zip(panels, (curves, late), ("sd", None), ("all updates", "second half, enlarged"),
+                                       strict=True):
+        seaborn.lineplot(rows, x="update", y="psnr_y", hue=hue, style=style or hue, errorbar=band, ax=axes,
+                         legend=axes is panels[0])
+        axes.set(xlabel="updates", ylabel="validation PSNR (dB)", title=title)
+    panels[0].legend(loc="lower right")
     return figure

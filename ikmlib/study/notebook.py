@@ -126,11 +126,11 @@ class Page:
         return measure() if self.anew or not path.exists() else read_csv(path)
 
     def figure(self, figure, name: str, caption: str = "", *, any_profile: bool = False):
-        """Write results/<profile>/<name>.png, marked with the profile, close the figure and show the file. Unless
-        `any_profile`, a profile that is no evidence writes so across it. None in place of a figure without data gives
-        a sentence, and takes the file away."""
+        """Write results/<profile>/<name>.png, marked with the profile, close the figure and show the file with its
+        caption. Unless `any_profile`, a profile that is no evidence writes so across it. None in place of a figure
+        without data gives a sentence, and takes the file away."""
         import matplotlib.pyplot as plt
-        from IPython.display import Image, Markdown
+        from IPython.display import Image, Markdown, display
 
         path, picture = self.folder / f"{name}.png", io.BytesIO()
         if figure is None:
@@ -149,7 +149,8 @@ class Page:
         if not self.recorded:
             write_bytes(path, picture.getvalue())
         plt.close(figure)
-        return Image(data=picture.getvalue(), width=900, alt=caption)
+        display(Image(data=picture.getvalue(), width=900, alt=caption))
+        return Markdown(caption and f"*{caption}*")
 
     def verdict(self, claim: str, *, paper: str, ours: str, verdict: str, because: str,
                 comparisons: pd.DataFrame | None = None, any_profile: bool = False):
@@ -181,13 +182,15 @@ class Page:
 
 
 def recorded_profile(name: str) -> Profile:
-    """The largest profile that is evidence and holds a verdict of this notebook; where there is none, the largest at
-    which it was executed, else `cpu`."""
+    """The profile that is evidence and holds the most verdicts of this notebook (of the report: of any), of several the
+    largest; where there is none, the largest at which it was executed, else `cpu`."""
     claims = {profile: read_claims(profile) for profile in EVIDENCE}
-    judged = [profile for profile, rows in claims.items() if any((rows.notebook == name) & ~rows.verdict.isin(OPEN))]
+    judged = {p: rows.claim[rows.notebook.isin([name]) | (name == "99_report")][~rows.verdict.isin(OPEN)].nunique()
+              for p, rows in claims.items()}
     executed = [profile for profile in EVIDENCE
                 if (config.results_root() / profile.name / "notebooks" / f"{name}.ipynb").exists()]
-    return [*judged, *executed, PROFILES["cpu"]][0]
+    most = max(judged, key=judged.get)
+    return most if judged[most] else [*executed, PROFILES["cpu"]][0]
 
 
 def open_page(name: str, *, profile: str, train: bool = True) -> Page:
@@ -208,6 +211,8 @@ def open_page(name: str, *, profile: str, train: bool = True) -> Page:
 def _text(value, column: str) -> str:
     if pd.isna(value):
         return "–"
+    if re.search("(gain_db_ours|low_db|high_db)$", column):
+        return signed(value)
     digits = next(digits for part, digits in DIGITS.items() if part in column.lower())
     return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 

@@ -44,7 +44,7 @@ def half_width(errors: Errors, level: float = 0.05) -> float:
 class Difference:
     """A paired difference: its mean, its 95 % interval, and how many seeds and images it rests on. `low` and `high` are
     made of `errors`, which may hold a standard deviation over seeds that was pooled over networks. `own_low` and
-    `own_high` are made of this difference's own. While declared runs are missing there is no number: the mean is NaN.
+    `own_high` are made of `own_errors`, this difference's own. While declared runs are missing, the mean is NaN.
     """
 
     mean: float = float("nan")
@@ -57,8 +57,7 @@ class Difference:
     paper: float = float("nan")   # what the paper prints
     runs: str = ""                # how many of the declared runs are finished, such as "6 of 10 runs"
     states: tuple[tuple[str, str], ...] = ()   # of each declared run: its id, and finished, diverged or missing
-    own_low: float = float("nan")
-    own_high: float = float("nan")
+    own_errors: Errors = ()
 
     @property
     def known(self) -> bool:
@@ -70,9 +69,17 @@ class Difference:
         return self.mean, self.low, self.high
 
     @property
+    def own_low(self) -> float:
+        return self.mean - half_width(self.own_errors)
+
+    @property
+    def own_high(self) -> float:
+        return self.mean + half_width(self.own_errors)
+
+    @property
     def detectable(self) -> float:
-        """The minimum detectable effect: a true difference whose interval would lie above 0 in four of five
-        repetitions (80 % power). NaN without standard errors."""
+        """The minimum detectable effect: a true difference whose interval would lie above 0 in about four of five
+        repetitions (80 % power), if the standard errors are as estimated and nothing is corrected. NaN without them."""
         if not self.errors:
             return float("nan")
         total = np.sqrt(sum(error ** 2 for error, _ in self.errors))
@@ -111,8 +118,8 @@ def paired(differences: np.ndarray, seed_error: tuple[float, float] | None = Non
     of_images = [standard_error(d.mean(0))] if d.shape[1] > 1 else []
     of_seeds = [standard_error(d.mean(1))] if len(d) > 1 else []
     errors = (*of_images, *([seed_error] if of_seeds and seed_error else of_seeds))
-    mean, half, own = float(d.mean()), half_width(errors), half_width((*of_images, *of_seeds))
-    return Difference(mean, mean - half, mean + half, *d.shape, errors=errors, own_low=mean - own, own_high=mean + own)
+    mean, half = float(d.mean()), half_width(errors)
+    return Difference(mean, mean - half, mean + half, *d.shape, errors=errors, own_errors=(*of_images, *of_seeds))
 
 
 def residual_deviation(means: pd.DataFrame) -> tuple[float, int] | None:
@@ -157,8 +164,6 @@ def outcomes(differences: Sequence[Difference], *, margin: float = 0.0, smallest
 
 def judge(found: Sequence[str]) -> str:
     """The verdict on a claim that all of several differences hold, from their `outcomes`, the same for every claim."""
-    if not found:
-        return UNTESTED
     if "fails" in found:
         return "mixed" if "holds" in found else "not supported"
     return "undecided" if "undecided" in found else "supported"
