@@ -246,8 +246,8 @@ def test_own_thresholds_are_shown_and_change_no_verdict(results, executed):
     for run in plan[plan.tau == 0.0].run:
         finish(replace(run, arch=replace(run.arch, tau=0.2)), {("Set5", str(i)): 99.0 for i in range(5)})
     show(0.2)
-    assert [(row.contrast, row.runs) for row in shown] == [("tau = 0.2 − tau = 0", "3 of 6 runs"),
-                                                           ("tau = 0.2 − tau = 0", "6 of 6 runs")]
+    assert [(row.contrast, row.runs) for row in shown] == [("threshold 0.2 minus threshold 0", "3 of 6 runs"),
+                                                           ("threshold 0.2 minus threshold 0", "6 of 6 runs")]
     assert float(shown[1]["gain db ours"]) > 50
     pd.testing.assert_frame_equal(executed("08", "cpu").tables["fig9_contrasts"], judged)
 

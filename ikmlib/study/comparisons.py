@@ -281,5 +281,5 @@ def figure_curves(plan: pd.DataFrame, hue: str, style: str | None = None):
         seaborn.lineplot(rows, x="update", y="psnr_y", hue=hue, style=style or hue, errorbar=band, ax=axes,
                          legend=axes is panels[0])
         axes.set(xlabel="updates", ylabel="validation PSNR (dB)", title=title)
-    panels[0].legend(loc="lower right")
+    seaborn.move_legend(panels[0], "lower right")
     return figure
