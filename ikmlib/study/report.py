@@ -120,7 +120,7 @@ def compared(rows: pd.DataFrame) -> pd.DataFrame:
 
 def by_own(rows: pd.DataFrame) -> str:
     """A sentence on the claims of `best` whose verdict would be another by the comparisons' own standard deviations."""
-    other = rows.drop_duplicates("claim").set_index("claim").because.str.extract(r"would be: ([a-z ]+)\.$")[0].dropna()
+    other = rows.drop_duplicates("claim").set_index("claim").because.str.extract(r"would be: ([a-z ]+)\.")[0].dropna()
     told = "; ".join(f"{in_words(claim)}: {verdict}" for claim, verdict in other.items())
     return f"By the comparisons' own standard deviations alone, these verdicts would be others: {told}. " * bool(told)
 
@@ -137,9 +137,10 @@ def added() -> str:
         shown = named(rows).drop(columns="interval of its own")
         told.append(markdown_table(shown.assign(seeds=[*rows.seeds], profile=[*rows.profile])))
     if len(own):
-        told.append("In the authors' own weights of a later network, the image's own attention minus a constant one at "
-                    f"test time is {own.difference_db.min():+.3f} to {own.difference_db.max():+.3f} dB "
-                    f"({', '.join(own.network)}; exploratory, and no comparison of trainings).")
+        told.append("In the authors' own weights of a later method, whose attention is a softmax, the image's own "
+                    f"attention minus a constant one at test time is {own.difference_db.min():+.3f} to "
+                    f"{own.difference_db.max():+.3f} dB ({', '.join(own.network)}; exploratory, and no comparison of "
+                    "trainings).")
     return "\n\n".join(told)
 
 
