@@ -88,11 +88,11 @@ class Kept(notebook.Page):
         self.tables[name] = frame
 
     def measured(self, name, measure):
-        """The measurement of this profile that is committed or that the test left, where there is one: no test measures
+        """The measurement of this profile that the test left or that is committed, where there is one: no test measures
         it again."""
-        paths = [root / self.profile.name / f"{name}.csv" for root in (config.ROOT / "results", config.results_root())]
-        found = [pd.read_csv(path) for path in paths if path.exists()]
-        return found[0] if found else measure()
+        roots = (config.results_root(), config.ROOT / "results")
+        found = [path for root in roots if (path := root / self.profile.name / f"{name}.csv").exists()]
+        return pd.read_csv(found[0]) if found else measure()
 
     def figure(self, figure, name, caption="", **options):
         if figure is not None:   # something is known

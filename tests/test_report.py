@@ -9,7 +9,7 @@ from conftest import definitions
 
 from ikmlib import config, datasets
 from ikmlib.files import write_csv, write_text
-from ikmlib.study import experiments, notebook, records, report, stats
+from ikmlib.study import comparisons, experiments, notebook, records, report, stats
 from ikmlib.study.comparisons import JUDGED
 from ikmlib.study.records import SCORES
 
@@ -18,11 +18,11 @@ random = np.random.default_rng(0)
 
 def test_readable_twins():
     frame = pd.DataFrame({"block": ["RB"], "psnr_paper": [37.474], "psnr_ours": [35.2], "psnr_sd": [0.034],
-                          "ssim_ours": [np.nan], "seeds": [3]})
+                          "ssim_ours": [np.nan], "seeds": [3], "gain_db_ours": [0.2], "params_k": [1390.915]})
     shown = notebook.readable(frame)
     assert dict(shown.iloc[0]) == {"block": "RB", "psnr paper": "37.47", "psnr ours": "35.20 ± 0.03",
-                                   "ssim ours": "–", "seeds": "3"}
-    assert notebook.markdown_table(frame).splitlines()[2] == "| RB | 37.47 | 35.20 ± 0.03 | – | 3 |"
+                                   "ssim ours": "–", "seeds": "3", "gain db ours": "+0.200", "params k": "1390.9"}
+    assert notebook.markdown_table(frame).splitlines()[2] == "| RB | 37.47 | 35.20 ± 0.03 | – | 3 | +0.200 | 1390.9 |"
 
 
 OWN = 'profile = "auto"\ntrain = True\nupdates = 100\npictures = []\nofficial = {}\nrate = 0.5'
@@ -61,7 +61,7 @@ def judged(*rows):
 WORDS = {"paper": "p", "ours": "o", "because": "b"}
 
 
-def test_a_page_writes_tables_figures_and_a_row_a_comparison(results):
+def test_a_page_writes_tables_figures_and_a_row_a_comparison(results, capsys):
     import matplotlib.pyplot as plt
 
     page = notebook.open_page("04_table3_attention", profile="cpu")
@@ -69,6 +69,7 @@ def test_a_page_writes_tables_figures_and_a_row_a_comparison(results):
     page.table(frame, "numbers", "Some numbers")
     pd.testing.assert_frame_equal(pd.read_csv(results / "cpu" / "numbers.csv"), frame)
     assert page.figure(plt.figure(), "picture", "A picture").data == "*A picture*"
+    assert "Image object" in capsys.readouterr().out   # what display prints outside a notebook
     assert (results / "cpu" / "picture.png").read_bytes()[:4] == b"\x89PNG"
     assert "waits for its declared runs" in page.figure(None, "picture", "A picture").data
     assert not (results / "cpu" / "picture.png").exists()
@@ -155,6 +156,7 @@ def test_recorded_opens_the_profile_that_holds_the_most_verdicts(results):
     verdict_at("cpu", "04_table3_attention", {"C1, U-HDB": "mixed"})
     assert notebook.recorded_profile("04_table3_attention").name == "cpu-long"
     verdict_at("cpu", "04_table3_attention", {"C1, U-HDB": "mixed", "C2": "supported"})
+    executed_at(results, "cpu-long", "99_report")
     assert {notebook.recorded_profile(n).name for n in ("04_table3_attention", "99_report")} == {"cpu"}   # more there
 
 
@@ -253,10 +255,10 @@ def test_ours_on_set5_alone_is_of_the_images_that_the_paper_scores(results):
 
 
 def test_the_first_sentences_count_verdicts_and_tell_every_complete_gain(results):
-    added, decided, none, waiting = report.opening().split("\n\n")
+    added, decided, waiting, fold, none, end = report.opening().split("\n\n")
     assert decided.endswith("claims: none. On this study's own: none.")
     assert "comparisons: 0, intervals above 0: 0, below 0: 0." in added
-    assert none == ""
+    assert (fold[:9], none, end) == ("<details>", "", "</details>")
     assert "0 of 314 runs" in waiting and waiting.endswith("0 of 20 runs.")
     verdict_at("cpu", "08_fig9_threshold", {"C4, zero": "supported", "C4, median": "not supported"})
     verdict_at("cpu", "09_fig10_iso_vs_go", {"C5": stats.UNTESTED})
@@ -275,13 +277,14 @@ def test_the_first_sentences_count_verdicts_and_tell_every_complete_gain(results
          for contrast in ("own - constant", "own - frozen")],
         columns=["network", "view", "contrast", "images", "difference_db", "low_db", "high_db"]))
     trained(experiments.planned(config.PROFILES["cpu"], "same_budget").run)
-    added, table, authors, decided, claims, waiting = report.opening().split("\n\n")
+    added, table, authors, decided, waiting, _, claims, _ = report.opening().split("\n\n")
     assert "comparisons: 2, intervals above 0: 2, below 0: 0." in added
     assert table.splitlines()[2:] == [   # Table III's first
         "| C1 RB: IKM − none | +0.05 | +0.250 [+0.240, +0.260] dB | 0.015 | undecided | 5 | cpu |",
         "| Beside C9 U-HDN+IKM − U-HDN | – | +0.500 [+0.490, +0.510] dB | 0.015 | holds | 3 | cpu |"]
-    assert authors.endswith("is -0.020 to -0.020 dB (CoMo-S x2; exploratory, and no comparison of trainings).")
-    assert decided.partition(": ")[2] == ("1 supported; 1 not supported; 1 mixed; 1 waits for runs; 2 not tested "
+    assert authors.endswith("is -0.020 to -0.020 dB (CoMo-S x2, whole images; exploratory, and no comparison of "
+                            "trainings).")
+    assert decided.partition(": ")[2] == ("1 supported; 1 not supported; 1 mixed; 1 waiting for runs; 2 not tested "
                                           "at this budget. On this study's own: 1 supported.")
     assert claims.splitlines() == [
         "- **C1 IKM beats vanilla convolution: mixed** (`cpu`). O.",
@@ -307,9 +310,10 @@ def test_a_comparison_that_one_claim_judges_and_another_waits_with_is_told_as_ju
 
 
 def test_the_report_names_the_verdicts_that_pooling_decides():
-    rows = pd.DataFrame({"claim": ["C2", "C2", "C7"], "because": ["h. By each comparison's own standard deviation the "
-                                                                  "verdict would be: not supported."] * 2 + ["h."]})
-    assert "others: C2 IKM is as good as CA and SA: not supported. " in report.by_own(rows)
+    d = stats.Difference(0.05, 0.03, 0.07, 3, 100, errors=((0.01, 1000),), own_errors=((0.1, 2),))
+    words = comparisons.claim({"a": d}, config.PROFILES["cpu"], paper="p", holds="h.")
+    rows = pd.DataFrame([{"claim": "C2", **words}, {"claim": "C7", "because": "h."}])
+    assert report.by_own(rows).endswith("others (C2 IKM is as good as CA and SA, undecided). ")
     assert report.by_own(rows.tail(1)) == ""
 
 

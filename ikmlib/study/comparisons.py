@@ -113,7 +113,9 @@ def compare(scores: pd.DataFrame, questions: Mapping[str, Mapping], published: p
     for cell in psnr:
         if (cells[cell].state == "finished").all():
             members.setdefault(families[cell], []).append(psnr[cell])
-    pooled = {name: residual_deviation(_means(tables)) for name, tables in members.items() if pd.notna(name)}
+    # of each family: its networks' means (rows) by seed, over the images on which all its runs were scored
+    pooled = {name: residual_deviation(pd.concat(tables, axis=1, keys=range(len(tables))).dropna().mean().unstack())
+              for name, tables in members.items() if pd.notna(name)}
     found = {}
     for question, weights in questions.items():
         weights = {_cell(cell): weight for cell, weight in weights.items()}
@@ -122,13 +124,6 @@ def compare(scores: pd.DataFrame, questions: Mapping[str, Mapping], published: p
         paper = sum(weight * printed.get(cell, math.nan) for cell, weight in weights.items())
         found[question] = replace(answer, paper=paper)
     return found
-
-
-def _means(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """A row a network, a column a seed: means over the images on which all runs of all networks were scored. `tables`:
-    images x seeds."""
-    everywhere = pd.concat(tables, axis=1).dropna().index
-    return pd.DataFrame([table.loc[everywhere].mean() for table in tables])
 
 
 def _difference(weights: Mapping[tuple, float], cells: Mapping[tuple, pd.DataFrame], psnr: Mapping[tuple, pd.DataFrame],
@@ -171,13 +166,14 @@ def table(found: Found) -> pd.DataFrame:
 _NAMES = {"contrast": "comparison", "gain_db_paper": "paper", "gain_db_ours": "ours", "low_db": "low",
           "high_db": "high", "own_low_db": "own_low", "own_high_db": "own_high", "detectable_db": "detectable",
           "unit": "unit", "outcome": "outcome", "seeds": "seeds", "runs": "runs"}
-JUDGED = [*_NAMES.values()]   # columns of comparisons in claims.csv, those of `table` under other names
+JUDGED = [*_NAMES.values()]   # columns of comparisons in claims.csv: those of `table`, `detectable` less the margin
 
 
 def claim(found: Found, profile: Profile, *, paper: str, holds: str, margin: float = 0.0, smallest: float = SMALLEST,
           correct: Callable[[Sequence[float]], Sequence[float]] = list, among: Found | None = None) -> dict:
     """Keyword arguments of `Page.verdict` for a claim that all of `found` are better, or at least as good within
-    `margin` (see `stats.outcomes`), with a row a comparison as in JUDGED. While one waits for runs, none is judged.
+    `margin` (see `stats.outcomes`), with a row a comparison as in JUDGED. While one waits for runs, none is judged;
+    where the profile does not plan all of them, the claim is not tested there.
     `because` says what the comparisons' own intervals would give where that is another verdict.
 
     If all hold without a correction, the claim holds: each of them had to. Otherwise `correct` (`stats.holm`) decides
@@ -185,12 +181,12 @@ def claim(found: Found, profile: Profile, *, paper: str, holds: str, margin: flo
     """
     judged = among or found
 
-    def outcomes(errors: str) -> dict[str, str]:
-        differences = [replace(d, errors=getattr(d, errors)) for d in judged.values()]
+    def outcomes(differences: Sequence[Difference]) -> dict[str, str]:
         each = stats.outcomes(differences, margin=margin, smallest=smallest)
         if among or set(each) != {"holds"}:
             each = stats.outcomes(differences, margin=margin, smallest=smallest, correct=correct)
-        return {name: outcome for name, outcome in zip(judged, each, strict=True) if name in found}
+        named = dict(zip(judged, each, strict=True))
+        return {name: named[name] for name in found}
 
     said, fewest = dict.fromkeys(found, "waits"), min(d.seeds for d in judged.values())   # 0 where one is not known
     if not profile.evidence or states_in_words(()) in {d.runs for d in judged.values()}:
@@ -199,11 +195,12 @@ def claim(found: Found, profile: Profile, *, paper: str, holds: str, margin: flo
         verdict, why = stats.WAITS, ("Some of the declared runs are not finished." if not fewest else
                                      f"A comparison rests on {fewest} seeds; a verdict needs {MIN_SEEDS}.")
     else:
-        said, own = outcomes("errors"), stats.judge([*outcomes("own_errors").values()])
-        verdict, why = stats.judge([*said.values()]), f"Every comparison rests on {fewest} seeds or more."
+        said = outcomes([*judged.values()])
+        own = stats.judge(outcomes([replace(d, errors=d.own_errors) for d in judged.values()]).values())
+        verdict, why = stats.judge(said.values()), f"Every comparison rests on {fewest} seeds or more."
         why += f" By each comparison's own standard deviation the verdict would be: {own}." * (own != verdict)
-    rows = table(found).assign(unit=[d.unit for d in found.values()], outcome=said.values())
-    rows.detectable_db -= margin
+    rows = table(found).assign(unit=[d.unit for d in found.values()], outcome=said.values(),
+                               detectable_db=lambda rows: rows.detectable_db - margin)
     return {"paper": paper, "ours": _ours_in_words(found, said), "comparisons": rows.rename(columns=_NAMES)[JUDGED],
             "verdict": verdict, "because": f"{holds} {why}"}
 

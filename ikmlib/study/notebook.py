@@ -24,7 +24,7 @@ from ikmlib.study.stats import OPEN, UNTESTED, VERDICTS, Difference, signed
 # Columns of claims.csv; those of JUDGED are empty where a claim rests on no comparison
 CLAIMS = ["claim", *JUDGED, "verdict", "paper_words", "ours_words", "notebook", "because"]
 EVIDENCE = tuple(profile for profile in reversed(PROFILES.values()) if profile.evidence)   # the largest budget first
-DIGITS = {"ssim": 4, "psnr": 2, "db": 3, "_k_": 1, "_g_": 1, "": 3}   # decimals shown, by a part of the column's name
+DIGITS = {"ssim": 4, "psnr": 2, "db": 3, "_k_": 1, "_g_": 1, "_m_": 2, "": 3}   # decimals, by a part of a column's name
 
 
 def check_parameters(cells: Sequence[str]) -> dict[str, object]:
@@ -111,7 +111,7 @@ class Page:
         plan = experiments.planned(self.profile, part)
         if self.anew:
             training.train_runs(plan.run)
-        print(f"profile {self.profile.name}, {part}: {runs_in_words(plan.run)}" + " finished" * (len(plan) > 0))
+        print(f"profile {self.profile.name}, {part}: " + "finished " * (len(plan) > 0) + runs_in_words(plan.run))
         return plan
 
     def measured(self, name: str, measure: Callable[[], pd.DataFrame]) -> pd.DataFrame:
@@ -126,9 +126,9 @@ class Page:
         return measure() if self.anew or not path.exists() else read_csv(path)
 
     def figure(self, figure, name: str, caption: str = "", *, any_profile: bool = False):
-        """Write results/<profile>/<name>.png, marked with the profile, close the figure and show the file with its
-        caption. Unless `any_profile`, a profile that is no evidence writes so across it. None in place of a figure
-        without data gives a sentence, and takes the file away."""
+        """Write results/<profile>/<name>.png, marked with the profile, close the figure and display the file; returns
+        its caption, for display. Unless `any_profile`, a profile that is no evidence writes so across it. None in place
+        of a figure without data gives a sentence, and takes the file away."""
         import matplotlib.pyplot as plt
         from IPython.display import Image, Markdown, display
 
@@ -185,7 +185,7 @@ def recorded_profile(name: str) -> Profile:
     """The profile that is evidence and holds the most verdicts of this notebook (of the report: of any), of several the
     largest; where there is none, the largest at which it was executed, else `cpu`."""
     claims = {profile: read_claims(profile) for profile in EVIDENCE}
-    judged = {p: rows.claim[rows.notebook.isin([name]) | (name == "99_report")][~rows.verdict.isin(OPEN)].nunique()
+    judged = {p: rows.claim[((rows.notebook == name) | (name == "99_report")) & ~rows.verdict.isin(OPEN)].nunique()
               for p, rows in claims.items()}
     executed = [profile for profile in EVIDENCE
                 if (config.results_root() / profile.name / "notebooks" / f"{name}.ipynb").exists()]
@@ -211,9 +211,9 @@ def open_page(name: str, *, profile: str, train: bool = True) -> Page:
 def _text(value, column: str) -> str:
     if pd.isna(value):
         return "–"
-    if re.search("(gain_db_ours|low_db|high_db)$", column):
+    if column.endswith(("gain_db_ours", "gain_db_paper", "low_db", "high_db")):
         return signed(value)
-    digits = next(digits for part, digits in DIGITS.items() if part in column.lower())
+    digits = next(digits for part, digits in DIGITS.items() if part in f"{column.lower()}_")
     return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 
 

@@ -66,9 +66,9 @@ def best() -> pd.DataFrame:
 def once(rows: pd.DataFrame) -> pd.DataFrame:
     """Each comparison once where it serves two claims: as it is judged, else as it waits; where both judge it, as the
     claim that is about it alone does ("C1, U-HDB", not "C1"). Order and columns stay."""
-    alone = ~rows.duplicated(["claim", "profile"], keep=False)
-    first = rows.assign(waits=rows.outcome == "waits", alone=~alone).sort_values(["waits", "alone"], kind="stable")
-    return rows.loc[first.drop_duplicates(["comparison", "profile"]).index].sort_index()
+    several = rows.duplicated(["claim", "profile"], keep=False)   # of claims about other comparisons, too
+    order = (2 * (rows.outcome == "waits") + several).sort_values(kind="stable").index
+    return rows.loc[order].drop_duplicates(["comparison", "profile"]).sort_index()
 
 
 def gains(claims: str = "C1(,|$)|Beside") -> pd.DataFrame:
@@ -106,23 +106,24 @@ def verdicts(rows: pd.DataFrame, folder: str = "") -> pd.DataFrame:
 
 
 def named(rows: pd.DataFrame) -> pd.DataFrame:
-    """Comparisons as `differences` shows them, each behind its claim: "C1 RB: IKM − none"."""
+    """Comparisons as `differences` shows them, each behind its claim, "C1 RB: IKM − none", with seeds and profile."""
     shown = differences(rows).drop(columns="runs")
     return shown.assign(comparison=[f"{name.partition(',')[0]} {what}" for name, what
-                                    in zip(rows.claim, shown.comparison, strict=True)])
+                                    in zip(rows.claim, shown.comparison, strict=True)],
+                        seeds=[*rows.seeds], profile=[*rows.profile])
 
 
 def compared(rows: pd.DataFrame) -> pd.DataFrame:
     """The comparisons of `best` that are complete, as people read them, a row each."""
-    rows = once(rows[rows.ours.notna() & (rows.outcome != "waits")])
-    return named(rows).assign(seeds=[*rows.seeds], profile=[*rows.profile])
+    return named(once(rows[rows.ours.notna() & (rows.outcome != "waits")]))
 
 
 def by_own(rows: pd.DataFrame) -> str:
     """A sentence on the claims of `best` whose verdict would be another by the comparisons' own standard deviations."""
-    other = rows.drop_duplicates("claim").set_index("claim").because.str.extract(r"would be: ([a-z ]+)\.")[0].dropna()
-    told = "; ".join(f"{in_words(claim)}: {verdict}" for claim, verdict in other.items())
-    return f"By the comparisons' own standard deviations alone, these verdicts would be others: {told}. " * bool(told)
+    other = rows.drop_duplicates("claim").set_index("claim").because.str.extract(r"would be: ([a-z ]+)\.", expand=False)
+    other = other.dropna()
+    told = "; ".join(f"{in_words(claim)}, {verdict}" for claim, verdict in other.items())
+    return f"By the comparisons' own standard deviations alone, some verdicts would be others ({told}). " * bool(told)
 
 
 def added() -> str:
@@ -131,16 +132,16 @@ def added() -> str:
     told = [f"**What IKM adds** to the vanilla convolution (*none*). Complete comparisons: {len(rows)}, intervals "
             f"above 0: {(rows.low > 0).sum()}, below 0: {(rows.high < 0).sum()}. PSNR is in dB, the paper's of Set5 "
             "and without an interval, ours of all test images. A gain *holds* if the interval lies above 0 (C1: after "
-            f"Holm's correction for its architectures), and *fails* if it lies below {SMALLEST} dB. A single true gain "
-            "as large as the minimum detectable effect would hold in about four of five repetitions."]
+            f"Holm's correction for its architectures), and *fails* if it lies below {SMALLEST} dB. For a true gain as "
+            "large as the minimum detectable effect, an uncorrected interval would lie above 0 in about four of five "
+            "repetitions."]
     if len(rows):
-        shown = named(rows).drop(columns="interval of its own")
-        told.append(markdown_table(shown.assign(seeds=[*rows.seeds], profile=[*rows.profile])))
+        told.append(markdown_table(named(rows).drop(columns="interval of its own")))
     if len(own):
-        told.append("In the authors' own weights of a later method, whose attention is a softmax, the image's own "
-                    f"attention minus a constant one at test time is {own.difference_db.min():+.3f} to "
-                    f"{own.difference_db.max():+.3f} dB ({', '.join(own.network)}; exploratory, and no comparison of "
-                    "trainings).")
+        told.append("The authors released weights of a later method, whose attention is a softmax. In these, the "
+                    "image's own attention minus a constant one, at test time, is "
+                    f"{own.difference_db.min():+.3f} to {own.difference_db.max():+.3f} dB ({', '.join(own.network)}, "
+                    f"{own.view.iloc[0]}; exploratory, and no comparison of trainings).")
     return "\n\n".join(told)
 
 
@@ -160,13 +161,15 @@ def opening() -> str:
     papers, is_open = claims.short.str.startswith("C"), claims.verdict.isin(OPEN)
     decided = [f"- **{row.claim}: {row.verdict}** (`{row.profile}`). {row.ours[:1].upper()}{row.ours[1:]}."
                for row in claims[~is_open].itertuples()]
+    folded = ["<details><summary>All verdicts with their numbers</summary>", "\n".join(decided), "</details>"]
 
     def counted(verdicts: pd.Series) -> str:
-        return "; ".join(f"{(verdicts == one).sum()} {one}" for one in VERDICTS if one in set(verdicts)) or "none"
+        return "; ".join(f"{(verdicts == one).sum()} {one.replace('waits', 'waiting')}" for one in VERDICTS
+                         if one in set(verdicts)) or "none"
 
     return "\n\n".join([
         added(), f"**Verdicts** on the paper's claims and parts of claims: {counted(claims.verdict[papers])}. On this "
-        f"study's own: {counted(claims.verdict[~papers])}.", "\n".join(decided), waiting(every)])
+        f"study's own: {counted(claims.verdict[~papers])}.", waiting(every), *folded])
 
 
 def readme(text: str) -> str:
@@ -206,8 +209,9 @@ def markdown() -> str:
         "deviations over seeds of like networks, and decides (single architectures of C1 after Holm's correction); the "
         f"second uses the comparison's own. {by_own(rows)}A gain fails where the whole interval lies below {SMALLEST} "
         f"dB (C6: 0.01 dB; C10: 0.05 of its unit), *at least as good* (C2; C4 zero) where it lies below -{SMALLEST} "
-        "dB. The minimum detectable effect is for about 80 % power of a single comparison, if standard errors are as "
-        "estimated. Comparisons of a claim that still waits for runs stand in its notebook. Columns of all files: "
+        "dB. The minimum detectable effect is for about 80 % power of a single comparison without a correction, if "
+        f"standard errors are as estimated; for *at least as good* above -{SMALLEST} dB, so that it can be negative. "
+        "Comparisons of a claim that still waits for runs stand in its notebook. Columns of all files: "
         "[README.md](README.md)."]) + "\n"
 
 

@@ -4,7 +4,7 @@ Declared before the runs: results/PLAN.md.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -162,7 +162,7 @@ def outcomes(differences: Sequence[Difference], *, margin: float = 0.0, smallest
     return ["holds" if h < 0.05 else "fails" if f < 0.05 else "undecided" for h, f in zip(holds, fails, strict=True)]
 
 
-def judge(found: Sequence[str]) -> str:
+def judge(found: Collection[str]) -> str:
     """The verdict on a claim that all of several differences hold, from their `outcomes`, the same for every claim."""
     if "fails" in found:
         return "mixed" if "holds" in found else "not supported"
