@@ -168,7 +168,7 @@ def test_holm_asks_more_of_each_of_four():
 
 
 def test_verdict_rule():
-    assert judge(["holds", "holds"]) == "supported"
+    assert judge(["holds", "holds"]) == "supported" and judge([]) == stats.UNTESTED
     assert judge(["holds", "fails", "undecided"]) == "mixed"
     assert judge(["fails", "undecided"]) == judge(["fails"]) == "not supported"
     assert judge(["holds", "undecided"]) == judge(["undecided"]) == "undecided"

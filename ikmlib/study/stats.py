@@ -164,6 +164,8 @@ def outcomes(differences: Sequence[Difference], *, margin: float = 0.0, smallest
 
 def judge(found: Collection[str]) -> str:
     """The verdict on a claim that all of several differences hold, from their `outcomes`, the same for every claim."""
+    if not found:
+        return UNTESTED
     if "fails" in found:
         return "mixed" if "holds" in found else "not supported"
     return "undecided" if "undecided" in found else "supported"
