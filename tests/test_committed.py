@@ -1,13 +1,15 @@
 """What is committed under results/ is what the committed records and notebooks give: nothing there is stale."""
 import io
+import json
+import re
 
 import pandas as pd
 import pytest
 from conftest import code
 
 from ikmlib import config
-from ikmlib.study import notebook, printed_costs, records, report
-from ikmlib.study.experiments import NOTEBOOKS
+from ikmlib.study import notebook, printed_costs, records, report, weights
+from ikmlib.study.experiments import NOTEBOOKS, primary_endpoint
 
 REPORTED = [path.parent.name for path in sorted((config.ROOT / "results").glob("*/claims.csv"))]
 # Made of records alone; the other notebooks' tables are measurements, checked where they are made
@@ -77,4 +79,20 @@ def test_the_report_is_what_claims_and_records_give():
 def test_executed_notebooks_are_of_the_committed_source(path):
     first, *rest = code(path)
     assert rest[0].startswith("# Parameters")
-    assert [first, *rest[1:]] == code(config.ROOT / "notebooks" / path.name)
+    source = config.ROOT / "notebooks" / path.name
+    assert [first, *rest[1:]] == code(source)
+    assert prose(path) == prose(source)
+
+
+def prose(path):
+    """The Markdown cells of a notebook without the targets of their links, which lead on from another folder."""
+    cells = json.loads(path.read_text())["cells"]
+    return [re.sub(r"\]\([^)]*\)", "]", "".join(cell["source"])) for cell in cells if cell["cell_type"] == "markdown"]
+
+
+def test_the_model_card_has_a_section_for_every_network_that_it_may_show():
+    card = (weights.folder() / "MODEL_CARD.md").read_text()
+    complete = all(run.finished for run in primary_endpoint())
+    for path in weights.folder().glob("*.safetensors"):
+        shown = complete or weights.load(path)[1]["profile"] != "cpu-long"
+        assert (f"\n## {path.name}\n" in card) == shown, "run tools/model_card.py"

@@ -12,7 +12,7 @@ from scipy.stats import t as student
 from ikmlib import config
 from ikmlib.config import PROFILES
 from ikmlib.files import write_csv, write_text
-from ikmlib.study import comparisons, experiments, notebook, records, stats
+from ikmlib.study import comparisons, experiments, notebook, records, report, stats
 from ikmlib.study.experiments import planned
 from ikmlib.study.records import SCORES
 
@@ -225,6 +225,32 @@ def test_the_whole_network_is_judged_alone(results, executed, bonus, verdict):
     assert said["verdict"] == verdict and page.verdicts["C1"]["verdict"] == stats.WAITS
     assert row.runs == "10 of 10 runs" and row.seeds == 5 and row.gain_db_ours == pytest.approx(bonus, abs=0.02)
     assert "C1, U-HDN" not in executed("04", "cpu-long").verdicts   # not declared there
+
+
+@pytest.mark.parametrize(("bonus", "verdict", "told"), [
+    (0.1, "supported", "which holds. IKM gains in U-HDB"), (-0.1, "not supported", "which fails. IKM is worse there"),
+    (0.01, "undecided", "which is undecided. Neither a gain")])
+def test_the_primary_endpoint_is_told_first_while_all_else_waits(results, executed, bonus, verdict, told):
+    plan = planned(LONG, "table3").query("block == 'U-HDB'")
+    for _, attention, seed, run in plan.itertuples(index=False):   # a small gain scatters
+        gain = (attention == "IKM") * (bonus + (bonus == 0.01) * 0.03 * (-1) ** seed)
+        finish(run, {("Set5", str(i)): 30 + i + gain + random.normal(0, 0.005) for i in range(5)})
+    page, writes = executed("04", "cpu-long"), notebook.Page("04_table3_attention", LONG)
+    assert {claim: said["verdict"] for claim, said in page.verdicts.items()} == {
+        "C1": stats.WAITS, "C1, U-HDB": verdict, "C2": stats.UNTESTED}
+    assert page.verdicts["C1"]["ours"] == "20 of 38 runs, 1 of 4 comparisons complete"
+    assert report.primary() == ""
+    for claim, said in page.verdicts.items():
+        writes.verdict(claim, **said)
+    endpoint, _, _, verdicts, waits = report.opening().split("\n\n")
+    assert endpoint.startswith("**Primary endpoint**") and told in endpoint and "on 10 seeds" in endpoint
+    assert f"claims: 1 {verdict}; 1 waiting for runs; 1 not tested" in verdicts and "runs:** C1. Finished" in waits
+    notebook.Page("04_table3_attention", CPU).verdict("C1", paper="p", ours="o", because="b", verdict="mixed")
+    assert "runs:** nothing; at `cpu-long`: C1. Finished" in report.opening()
+    row = "| x | [04](results/cpu/notebooks/04_table3_attention.ipynb) | {} |"
+    front = f"<!-- map -->\n\n{row}\n\n<!-- end of map -->"
+    there = "at `cpu-long` ([04](results/cpu-long/notebooks/04_table3_attention.ipynb))"
+    assert f"C1: **mixed**; C1 U-HDB: **{verdict}** {there}" in report.readme(front.format("old"))
 
 
 def test_own_thresholds_are_shown_and_change_no_verdict(results, executed):

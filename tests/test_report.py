@@ -193,8 +193,9 @@ def test_claims_are_in_the_papers_order_each_from_its_own_best_profile(results):
     rows = report.best()
     assert list(rows.claim) == ["C4, zero", "C4, median", "C12", "P1", "X7"]
     assert list(rows.profile) == ["paper", "cpu", "cpu", "cpu", "cpu"]
-    assert [report.in_words(claim) for claim in ("C4, zero", "E1, own attention, U-HDB", "P1", "X7")] == [
-        "C4 good thresholds (zero)", "E1 own attention is why (U-HDB)", "P1 our scoring gives the Bicubic rows", "X7"]
+    assert [report.in_words(claim) for claim in ("C4, zero", "E1, own attention, U-HDB", "D1", "X7")] == [
+        "C4 threshold 0 is at least as good", "E1 own attention is why (U-HDB)", "D1 can be put into another network",
+        "X7"]
 
 
 def test_the_picture_of_all_claims_shows_what_has_a_result_or_a_printed_number(results):
@@ -210,8 +211,8 @@ def test_the_picture_of_all_claims_shows_what_has_a_result_or_a_printed_number(r
         page.verdict(claim, verdict="mixed", comparisons=judged(*rows), **WORDS)
     axes, = book.figure_claims(report.best(), 3.9).axes
     assert [text.get_text() for text in axes.texts] == [
-        "RB: IKM − none (6 of 10 runs)", "C1 IKM beats vanilla convolution: mixed", "DB: IKM − none",
-        "U-HDN+IKM − IDN", "C9 U-HDN+IKM is best, at lower cost (PSNR): mixed"]
+        "RB: IKM − none (6 of 10 runs)", "C1 IKM beats vanilla convolution: mixed (cpu)", "DB: IKM − none",
+        "U-HDN+IKM − IDN", "C9 U-HDN+IKM has the best PSNR: mixed (cpu)"]
     paper, ours = (line.get_xdata() for line in axes.lines[:2])
     np.testing.assert_equal((list(paper), list(ours)), ([0.05, 0.08, 0.2], [np.nan, 0.04, 0.875]))
     assert axes.get_xlim()[0] < 0.03 and axes.get_xlim()[1] > 0.885   # nothing lies outside
@@ -255,9 +256,10 @@ def test_ours_on_set5_alone_is_of_the_images_that_the_paper_scores(results):
 
 
 def test_the_first_sentences_count_verdicts_and_tell_every_complete_gain(results):
-    added, decided, waiting, fold, none, end = report.opening().split("\n\n")
-    assert decided.endswith("claims: none. On this study's own: none.")
-    assert "comparisons: 0, intervals above 0: 0, below 0: 0." in added
+    added, decided, waiting = report.opening().split("\n\n")
+    assert decided.endswith("claims: none. On this study's own questions: none.")
+    assert "of 0 complete comparisons, the interval lies above 0 in 0, below 0 in 0, and contains 0 in 0. PSNR" in added
+    fold, none, end = report.decided().split("\n\n")
     assert (fold[:9], none, end) == ("<details>", "", "</details>")
     assert "0 of 314 runs" in waiting and waiting.endswith("0 of 20 runs.")
     verdict_at("cpu", "08_fig9_threshold", {"C4, zero": "supported", "C4, median": "not supported"})
@@ -277,21 +279,26 @@ def test_the_first_sentences_count_verdicts_and_tell_every_complete_gain(results
          for contrast in ("own - constant", "own - frozen")],
         columns=["network", "view", "contrast", "images", "difference_db", "low_db", "high_db"]))
     trained(experiments.planned(config.PROFILES["cpu"], "same_budget").run)
-    added, table, authors, decided, waiting, _, claims, _ = report.opening().split("\n\n")
-    assert "comparisons: 2, intervals above 0: 2, below 0: 0." in added
+    verdict_at("cpu", "12_controls", {"E1, own, RB": "not supported", "E1, own, U-HDB": stats.WAITS})
+    added, table, authors, decided, waiting = report.opening().split("\n\n")
+    _, claims, _ = report.decided().split("\n\n")
+    assert ("of 2 complete comparisons, the interval lies above 0 in 2, below 0 in 0, and contains 0 in 0. That the "
+            "image's own attention is why (E1): not supported in RB. PSNR") in added
     assert table.splitlines()[2:] == [   # Table III's first
         "| C1 RB: IKM − none | +0.05 | +0.250 [+0.240, +0.260] dB | 0.015 | undecided | 5 | cpu |",
         "| Beside C9 U-HDN+IKM − U-HDN | – | +0.500 [+0.490, +0.510] dB | 0.015 | holds | 3 | cpu |"]
-    assert authors.endswith("is -0.020 to -0.020 dB (CoMo-S x2, whole images; exploratory, and no comparison of "
-                            "trainings).")
+    assert authors.endswith("changes by -0.020 to -0.020 dB (CoMo-S x2, whole images; exploratory, and no comparison "
+                            "of trainings).")
     assert decided.partition(": ")[2] == ("1 supported; 1 not supported; 1 mixed; 1 waiting for runs; 2 not tested "
-                                          "at this budget. On this study's own: 1 supported.")
+                                          "at this budget. On this study's own questions: 1 supported; "
+                                          "1 not supported; 1 waiting for runs.")
     assert claims.splitlines() == [
         "- **C1 IKM beats vanilla convolution: mixed** (`cpu`). O.",
-        "- **C4 good thresholds (zero): supported** (`cpu`). C4, zero at cpu.",
-        "- **C4 good thresholds (median): not supported** (`cpu`). C4, median at cpu.",   # C5 and C9 have no comparison
+        "- **C4 threshold 0 is at least as good: supported** (`cpu`). C4, zero at cpu.",
+        "- **C4 the median is better: not supported** (`cpu`). C4, median at cpu.",   # C5 and C9 have no comparison
+        "- **E1 own attention is why (RB): not supported** (`cpu`). E1, own, RB at cpu.",
         "- **P1 our scoring gives the Bicubic rows: supported** (`cpu`). P1 at cpu."]
-    assert "runs:** C1 U-HDN. Finished" in waiting and "21 of 314 runs" in waiting
+    assert "runs:** C1 U-HDN, E1 U-HDB. Finished" in waiting and "21 of 314 runs" in waiting
 
 
 def test_a_comparison_that_one_claim_judges_and_another_waits_with_is_told_as_judged(results):
@@ -302,7 +309,7 @@ def test_a_comparison_that_one_claim_judges_and_another_waits_with_is_told_as_ju
                      comparisons=judged(("U-HDB: IKM − none", 0.09, 0.04, outcome, "20 of 20 runs")))
     assert report.gains()[["claim", "outcome", "profile"]].to_numpy().tolist() == [["C1, U-HDB", "holds", long]]
     verdict_at("cpu", "08_fig9_threshold", {"C4, zero": "supported"})
-    assert "comparisons: 1, intervals above 0: 1, below 0: 0." in report.opening()
+    assert "of 1 complete comparisons, the interval lies above 0 in 1, below 0 in 0," in report.opening()
     page.verdict("C1", verdict="undecided", **WORDS, comparisons=judged(   # corrected for four architectures
         ("U-HDB: IKM − none", 0.09, 0.04, "undecided", "20 of 20 runs"), ("RB: IKM − none", 0.05, 0, "undecided", "")))
     assert report.gains()[["claim", "outcome"]].to_numpy().tolist() == [
@@ -313,7 +320,7 @@ def test_the_report_names_the_verdicts_that_pooling_decides():
     d = stats.Difference(0.05, 0.03, 0.07, 3, 100, errors=((0.01, 1000),), own_errors=((0.1, 2),))
     words = comparisons.claim({"a": d}, config.PROFILES["cpu"], paper="p", holds="h.")
     rows = pd.DataFrame([{"claim": "C2", **words}, {"claim": "C7", "because": "h."}])
-    assert report.by_own(rows).endswith("others (C2 IKM is as good as CA and SA, undecided). ")
+    assert report.by_own(rows).endswith("differ (C2 IKM is as good as CA and SA, undecided). ")
     assert report.by_own(rows.tail(1)) == ""
 
 
@@ -343,7 +350,8 @@ def test_the_front_page_is_written_between_its_markers_alone(results):
                  comparisons=judged(("median − 0", np.nan, np.nan, "waits", "3 of 6 runs")))
     made = report.readme(FRONT)
     told = "C4 zero: **supported**; C4 median: 3 of 6 runs"
-    assert made.replace(report.opening(), "old").replace(told, "old") == FRONT
+    found = f"{report.opening()}\n\n{report.decided()}"
+    assert made.replace(found, "old").replace(told, "old") == FRONT
     assert report.readme(made) == made and report.readme("no markers") == "no markers"
     front = (config.ROOT / "README.md").read_bytes()
     report.write_report("cpu")   # other records than the project's own

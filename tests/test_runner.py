@@ -101,9 +101,11 @@ def test_links_of_a_copy_lead_where_the_notebooks_links_lead(notebooks, results)
     book = nbformat.read(path, as_version=4)
     book.cells.insert(0, nbformat.v4.new_markdown_cell("[read](../README.md), [next](06_x.ipynb), [web](https://a/../b)"))
     nbformat.write(book, path)
-    assert runner.run_notebooks(SMOKE, ["05"], train=False) == 0
-    cells = nbformat.read(results / "smoke" / "notebooks" / path.name, as_version=4).cells
-    assert cells[0].source == "[read](../../../README.md), [next](06_x.ipynb), [web](https://a/../b)"
+    make(notebooks, "06_x", "1")
+    for executed, sibling in (["05"], "../../../notebooks/06_x.ipynb"), (["05", "06"], "06_x.ipynb"):
+        assert runner.run_notebooks(SMOKE, executed, train=False) == 0
+        cells = nbformat.read(results / "smoke" / "notebooks" / path.name, as_version=4).cells
+        assert cells[0].source == f"[read](../../../README.md), [next]({sibling}), [web](https://a/../b)"
     assert cells[-1].outputs[0].data["text/markdown"] == "[a](../../../results/PLAN.md)"
 
 

@@ -147,7 +147,7 @@ def test_what_is_worth_a_claim_depends_on_the_quantity():
 
 @pytest.mark.parametrize(("value", "written"), [
     (0.0149, "+0.015"), (0.01976, "+0.0198"), (-0.0201, "-0.0201"), (-0.00036, "-0.0004"), (0.0, "+0.000"),
-    (0.02, "+0.020"), (float("nan"), "+nan"), (float("inf"), "+inf")])
+    (0.02, "+0.020"), (0.00003, "+0.00003"), (37.57 - 37.55, "+0.020"), (float("nan"), "+nan"), (float("inf"), "+inf")])
 def test_a_number_is_written_so_that_it_is_not_taken_for_a_bound(value, written):
     assert stats.signed(value) == written
 

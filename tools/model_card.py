@@ -10,7 +10,7 @@ from ikmlib.data import imresize
 from ikmlib.files import write_text
 from ikmlib.metrics import psnr_y
 from ikmlib.study import records, weights
-from ikmlib.study.experiments import planned
+from ikmlib.study.experiments import primary_endpoint
 from ikmlib.study.notebook import markdown_table
 from ikmlib.trainers import pairs
 
@@ -88,8 +88,7 @@ def write() -> Path:
     """Write `MODEL_CARD.md` beside the weights, for all of them; the file."""
     path = weights.folder() / "MODEL_CARD.md"
     records_of = {file.name: weights.load(file)[1] for file in weights.folder().glob("*.safetensors")}
-    primary = planned(config.PROFILES["cpu-long"], "table3").query("block == 'U-HDB'").run
-    if not all(run.finished for run in primary):   # nobody looks at single seeds before
+    if not all(run.finished for run in primary_endpoint()):   # nobody looks at single seeds before
         records_of = {file: entry for file, entry in records_of.items() if entry["profile"] != "cpu-long"}
     listed = dict(sorted(records_of.items(), key=lambda item: (item[1]["spec"]["scale"], item[0])))
     used = dict.fromkeys(name for entry in listed.values() for name in (*entry["spec"]["data"], *entry["scores"]))

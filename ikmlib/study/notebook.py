@@ -213,6 +213,8 @@ def _text(value, column: str) -> str:
         return "–"
     if column.endswith(("gain_db_ours", "gain_db_paper", "low_db", "high_db")):
         return signed(value)
+    if column.endswith("detectable_db"):
+        return signed(value).removeprefix("+")
     digits = next(digits for part, digits in DIGITS.items() if part in f"{column.lower()}_")
     return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 

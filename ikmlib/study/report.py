@@ -15,10 +15,10 @@ from ikmlib import config
 from ikmlib.config import PROFILES
 from ikmlib.files import read_csv, write_csv, write_text
 from ikmlib.study import records, training
-from ikmlib.study.experiments import planned
+from ikmlib.study.experiments import primary_endpoint
 from ikmlib.study.notebook import CLAIMS, EVIDENCE, differences, markdown_table, read_claims, recorded_profile
 from ikmlib.study.runner import relinked
-from ikmlib.study.stats import MIN_SEEDS, OPEN, SMALLEST, VERDICTS, WAITS
+from ikmlib.study.stats import MIN_SEEDS, OPEN, SMALLEST, VERDICTS, WAITS, Difference
 
 # The paper's claims, then explanations and claims of this study, in a few words
 WORDS = {
@@ -29,7 +29,11 @@ WORDS = {
     "C12": "IKM adapts to each signal", "E1": "own attention is why", "E2": "mere scale is why",
     "E3": "the authors' own weights", "P1": "our scoring gives the Bicubic rows",
     "D1": "can be put into another network",
+    "C4, zero": "threshold 0 is at least as good", "C4, median": "the median is better",
+    "C9, PSNR": "U-HDN+IKM has the best PSNR", "C9, cost": "U-HDN+IKM costs less",
+    "C9, Table II": "the large network is best",
 }
+CLAIM = r"[CEDP]\d"   # of the paper, or a question of this study
 PICTURE = ('<picture><source media="(max-width: 600px)" srcset="claims_narrow.png"><img src="claims.png" '
            'alt="All claims: the differences of the paper and ours with 95 % intervals"></picture>')
 
@@ -38,9 +42,11 @@ NARROW = ("body {max-width: 66em; margin: auto} table {display: block; overflow-
 
 
 def in_words(claim: str) -> str:
-    """A claim's name with what it says: "C4, median" -> "C4 good thresholds (median)"; unknown names stay as they are.
-    """
+    """A claim's name with what it says: "C1, U-HDB" -> "C1 IKM beats vanilla convolution (U-HDB)", "C9, cost" ->
+    "C9 U-HDN+IKM costs less"; unknown names stay as they are."""
     number, _, parts = claim.partition(", ")
+    if parts and claim in WORDS:
+        return f"{number} {WORDS[claim]}"
     part = parts.rpartition(", ")[2]
     return f"{number} {WORDS[number]}" + f" ({part})" * bool(part) if number in WORDS else claim
 
@@ -59,8 +65,10 @@ def best() -> pd.DataFrame:
     waiting = rows.verdict.isin(OPEN)
     rank = rows.budget.where(~waiting, 2 * len(EVIDENCE) - rows.budget)
     place = rows.claim.str.split(",").str[0].map({number: i for i, number in enumerate(WORDS)}).fillna(len(WORDS))
-    rows = rows.assign(place=place)[rank == rank.groupby(rows.claim).transform("min")]
-    return rows.sort_values("place", kind="stable")[[*CLAIMS, "profile"]].reset_index(drop=True)
+    named = [*dict.fromkeys(rows.sort_values("budget", ascending=False, kind="stable").claim)]   # "C1" before its parts
+    rows = rows.assign(place=place, within=rows.claim.map(named.index))
+    rows = rows[rank == rank.groupby(rows.claim).transform("min")]
+    return rows.sort_values(["place", "within"], kind="stable")[[*CLAIMS, "profile"]].reset_index(drop=True)
 
 
 def once(rows: pd.DataFrame) -> pd.DataFrame:
@@ -123,23 +131,50 @@ def by_own(rows: pd.DataFrame) -> str:
     other = rows.drop_duplicates("claim").set_index("claim").because.str.extract(r"would be: ([a-z ]+)\.", expand=False)
     other = other.dropna()
     told = "; ".join(f"{in_words(claim)}, {verdict}" for claim, verdict in other.items())
-    return f"By the comparisons' own standard deviations alone, some verdicts would be others ({told}). " * bool(told)
+    return f"By the comparisons' own standard deviations alone, some verdicts would differ ({told}). " * bool(told)
+
+
+def primary() -> str:
+    """What became of the primary endpoint, in words; empty while runs of it are missing."""
+    rows = read_claims(PROFILES["cpu-long"])
+    rows = rows[(rows.claim == "C1, U-HDB") & rows.ours.notna()]
+    if rows.empty:
+        return ""
+    row, said = next(rows.itertuples()), "Neither a gain nor its absence is shown"
+    if row.outcome == "holds":
+        said = "IKM gains in U-HDB at this budget"
+    elif row.outcome == "fails":
+        said = "IKM is worse there" if row.high < 0 else f"A gain of {SMALLEST} dB or more is excluded there"
+    found = Difference(row.ours, row.low, row.high, unit=row.unit)
+    return (f"**Primary endpoint** (U-HDB trained four times as long as at `cpu`, on {row.seeds} seeds that nobody had "
+            f"seen): IKM minus vanilla is {found}, which {row.outcome.replace('undecided', 'is undecided')}. {said}; "
+            f"the minimum detectable effect was {row.detectable:.3f} dB.")
 
 
 def added() -> str:
-    """What IKM adds to the vanilla convolution: a table of all complete comparisons, then the authors' own weights."""
+    """What IKM adds to the vanilla convolution: the primary endpoint, a table of all complete comparisons, then the
+    authors' own weights."""
     rows, own = gains().sort_values("notebook", ascending=False, kind="stable"), authors()   # Table III's first
-    told = [f"**What IKM adds** to the vanilla convolution (*none*). Complete comparisons: {len(rows)}, intervals "
-            f"above 0: {(rows.low > 0).sum()}, below 0: {(rows.high < 0).sum()}. PSNR is in dB, the paper's of Set5 "
-            "and without an interval, ours of all test images. A gain *holds* if the interval lies above 0 (C1: after "
-            f"Holm's correction for its architectures), and *fails* if it lies below {SMALLEST} dB. For a true gain as "
-            "large as the minimum detectable effect, an uncorrected interval would lie above 0 in about four of five "
-            "repetitions."]
+    above, below = (rows.low > 0).sum(), (rows.high < 0).sum()
+    claims = best().drop_duplicates("claim")
+    e1 = claims[claims.claim.str.startswith("E1") & ~claims.verdict.isin(OPEN)]
+    why = "; ".join(f"{verdict} in {', '.join(names.str.rpartition(', ')[2])}"
+                    for verdict, names in e1.groupby("verdict", sort=False).claim)
+    told = [primary()] * bool(primary())
+    told += ["**What IKM adds** to the vanilla convolution (*none*) at these budgets: of "
+            f"{len(rows)} complete comparisons, the interval lies above 0 in {above}, below 0 in {below}, and contains "
+            f"0 in {len(rows) - above - below}. " + f"That the image's own attention is why (E1): {why}. " * bool(why)
+            + "PSNR is in dB, the paper's of Set5 and without an interval, ours of all test images. A gain *holds* if "
+            f"the interval lies above 0, else *fails* if all of it lies below {SMALLEST} dB, the smallest gain worth a "
+            "claim, else is *undecided*. C1's four architectures are corrected by Holm's method; the primary "
+            "endpoint and U-HDN are judged alone. For a true gain as large as the minimum detectable effect, an "
+            "uncorrected interval would lie above 0 in about four of five repetitions. What is called *Beside* is part "
+            "of no claim."]
     if len(rows):
         told.append(markdown_table(named(rows).drop(columns="interval of its own")))
     if len(own):
-        told.append("The authors released weights of a later method, whose attention is a softmax. In these, the "
-                    "image's own attention minus a constant one, at test time, is "
+        told.append("The authors released weights of a later method, whose attention is a softmax. With the image's "
+                    "own attention in place of a constant one at test time, the PSNR of these networks changes by "
                     f"{own.difference_db.min():+.3f} to {own.difference_db.max():+.3f} dB ({', '.join(own.network)}, "
                     f"{own.view.iloc[0]}; exploratory, and no comparison of trainings).")
     return "\n\n".join(told)
@@ -147,21 +182,21 @@ def added() -> str:
 
 def waiting(claims: pd.DataFrame) -> str:
     """Which of the claims, rows of `verdicts`, wait for runs, and how far the plan is."""
-    runs, parts = training.queue(None), claims.short[claims.verdict == WAITS]
-    primary = planned(PROFILES["cpu-long"], "table3").query("block == 'U-HDB'").run
-    return (f"**Waiting for runs:** {', '.join(parts) or 'nothing'}. Finished of the whole plan: "
+    runs, parts = training.queue(None), [", ".join(claims.short[claims.verdict == WAITS]) or "nothing"]
+    for profile in EVIDENCE:   # where a smaller budget has a verdict
+        there = verdicts(read_claims(profile).assign(profile=profile.name)).query("verdict == @WAITS").short
+        there = there[there.isin(claims.short[claims.verdict != WAITS])]
+        parts += [f"at `{profile.name}`: {', '.join(there)}"] * bool(len(there))
+    return (f"**Waiting for runs:** {'; '.join(parts)}. Finished of the whole plan: "
             f"{records.runs_in_words(runs)}. Finished of the primary endpoint, C1 U-HDB at `cpu-long`: "
-            f"{records.runs_in_words(primary)}.")
+            f"{records.runs_in_words(primary_endpoint())}.")
 
 
 def opening() -> str:
     """What README and the article say first: what IKM adds, what is decided, what still waits."""
     every = verdicts(best())
-    claims = every[every.short.str.match(r"[CEDP]\d")]
-    papers, is_open = claims.short.str.startswith("C"), claims.verdict.isin(OPEN)
-    decided = [f"- **{row.claim}: {row.verdict}** (`{row.profile}`). {row.ours[:1].upper()}{row.ours[1:]}."
-               for row in claims[~is_open].itertuples()]
-    folded = ["<details><summary>All verdicts with their numbers</summary>", "\n".join(decided), "</details>"]
+    claims = every[every.short.str.match(CLAIM)]
+    papers = claims.short.str.startswith("C")
 
     def counted(verdicts: pd.Series) -> str:
         return "; ".join(f"{(verdicts == one).sum()} {one.replace('waits', 'waiting')}" for one in VERDICTS
@@ -169,21 +204,32 @@ def opening() -> str:
 
     return "\n\n".join([
         added(), f"**Verdicts** on the paper's claims and parts of claims: {counted(claims.verdict[papers])}. On this "
-        f"study's own: {counted(claims.verdict[~papers])}.", waiting(every), *folded])
+        f"study's own questions: {counted(claims.verdict[~papers])}.", waiting(every)])
+
+
+def decided() -> str:
+    """A verdict a line, with its numbers, folded."""
+    claims = verdicts(best())
+    told = [f"- **{row.claim}: {row.verdict}** (`{row.profile}`). {row.ours[:1].upper()}{row.ours[1:]}."
+            for row in claims[claims.short.str.match(CLAIM) & ~claims.verdict.isin(OPEN)].itertuples()]
+    return "\n\n".join(["<details><summary>All verdicts with their numbers</summary>", "\n".join(told), "</details>"])
 
 
 def readme(text: str) -> str:
-    """README.md with what stands between its markers made anew: `found`, the `opening`; `map`, the last column, which
-    says what became of the claims of each row's notebook."""
-    claims = verdicts(best())
+    """README.md with what stands between its markers made anew: `found`, the `opening` and what is `decided`; `map`,
+    the last column, which says what became of the claims of each row's notebook."""
+    claims = verdicts(best(), folder="results/")
     claims["said"] = claims.ours.where(claims.verdict == WAITS, "**" + claims.verdict + "**")
 
     def judged(row: str) -> str:
-        mine = claims[[link.partition("/notebooks/")[2] in row for link in claims.notebook]]
+        mine = claims[[link.partition("/notebooks/")[2] in row for link in claims.notebook]].copy()
+        elsewhere = [link not in row for link in mine.notebook]   # at another budget than the one that the row links to
+        mine.loc[elsewhere, "said"] += " at `" + mine.profile + "` (" + mine.notebook + ")"
         told = [f"{', '.join(names)}: {said}" for said, names in mine.groupby("said", sort=False).short]
         return f"{row.rstrip('|').rpartition('|')[0]}| {'; '.join(told)} |" if told else row
 
-    for name, made in (("found", lambda old: opening()), ("map", lambda old: "\n".join(map(judged, old.split("\n"))))):
+    for name, made in (("found", lambda old: f"{opening()}\n\n{decided()}"),
+                       ("map", lambda old: "\n".join(map(judged, old.split("\n"))))):
         text = re.sub(rf"(?<=<!-- {name} -->\n\n).*?(?=\n\n<!-- end of {name} -->)",
                       lambda old, made=made: made(old[0]), text, flags=re.DOTALL)
     return text
@@ -197,20 +243,24 @@ def markdown() -> str:
         return ("# Reproduction report\n\n> **No evidence yet.** No profile that counts as evidence has results; "
                 "`smoke` only shows that everything runs. `./run_all.sh --profile cpu` makes the first evidence.\n")
     return "\n\n".join([
-        "# Reproduction report: the best evidence so far", added(), waiting(claims), PICTURE,
-        "Of *Image-specific Convolutional Kernel Modulation for Single Image Super-resolution* (arXiv 2111.08362). The "
-        "whole article, with method, deviations, errors found in print and compute: [report.html](report.html).",
+        "# Reproduction report: the best evidence so far",
+        "Of *Image-specific Convolutional Kernel Modulation for Single Image Super-resolution* (arXiv 2111.08362), "
+        "whose method is IKM. Budgets, words and abbreviations: [README.md](../README.md). The whole article, with "
+        "method, deviations, errors found in print and compute: [report.html](report.html).",
+        added(), waiting(claims), PICTURE,
         "## Verdicts", markdown_table(claims.drop(columns="short")),
         "A verdict is of the largest budget (profile) at which all declared runs of the claim are finished. The "
         "paper's words and the reason of each verdict stand in its notebook.",
         "## Comparisons that are judged", markdown_table(compared(rows)),
         "Comparisons, seeds and rule were declared before the runs ([PLAN.md](PLAN.md)): 95 % intervals of differences "
         f"paired over images and seeds, with at least {MIN_SEEDS} seeds. The first interval pools the standard "
-        "deviations over seeds of like networks, and decides (single architectures of C1 after Holm's correction); the "
-        f"second uses the comparison's own. {by_own(rows)}A gain fails where the whole interval lies below {SMALLEST} "
+        "deviations over seeds of like networks, and decides (C1's four architectures after Holm's correction, the "
+        "primary endpoint and U-HDN alone); the second uses the comparison's own. "
+        f"{by_own(rows)}A gain that does not hold fails where the whole interval lies below {SMALLEST} "
         f"dB (C6: 0.01 dB; C10: 0.05 of its unit), *at least as good* (C2; C4 zero) where it lies below -{SMALLEST} "
         "dB. The minimum detectable effect is for about 80 % power of a single comparison without a correction, if "
-        f"standard errors are as estimated; for *at least as good* above -{SMALLEST} dB, so that it can be negative. "
+        f"standard errors are as estimated. For *at least as good* it is the true difference whose interval would lie "
+        f"above -{SMALLEST} dB, so it can be negative. "
         "Comparisons of a claim that still waits for runs stand in its notebook. Columns of all files: "
         "[README.md](README.md)."]) + "\n"
 
@@ -230,15 +280,18 @@ def html() -> str | None:
 
 
 def write_report(profile: str) -> Path:
-    """Write runs.csv of a profile and, over all profiles that are evidence, results/REPORT.md and report.html; returns
-    REPORT.md. Where the records are those of this project, README.md's generated parts are made anew, too.
+    """Write runs.csv of a profile and of those that are evidence and, over the latter, results/REPORT.md and
+    report.html; returns REPORT.md. Where the records are those of this project, README.md's generated parts are made
+    anew, too.
 
     Raises ValueError, and writes nothing, if a file that it reads is damaged (see `records.all_records`).
     """
-    chosen, root, front = config.get_profile(profile), config.results_root(), config.ROOT / "README.md"
-    runs, text, page = records.all_records(chosen), markdown(), html()
-    if len(runs):
-        write_csv(root / chosen.name / "runs.csv", runs)
+    root, front = config.results_root(), config.ROOT / "README.md"
+    runs = {chosen.name: records.all_records(chosen) for chosen in (config.get_profile(profile), *EVIDENCE)}
+    text, page = markdown(), html()
+    for name, table in runs.items():
+        if len(table):
+            write_csv(root / name / "runs.csv", table)
     if page is not None:
         write_text(root / "report.html", page)
     if root.resolve() == config.ROOT / "results" and front.exists():

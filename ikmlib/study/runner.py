@@ -125,11 +125,12 @@ def run_notebooks(profile: Profile, only: Sequence[str] = (), train: bool = True
     """
     from ipykernel.kernelspec import write_kernel_spec
 
-    from ikmlib.files import write_bytes
+    from ikmlib.files import write_text
 
     paths, out, failed = find_notebooks(only), results_root().resolve() / profile.name / "notebooks", 0
     alone = [path for path in paths if path.stem[:2] in ALONE]
     together = [path for path in paths if path not in alone]
+    elsewhere = [path.name for path in find_notebooks() if path not in paths and not (out / path.name).exists()]
     print(f"profile {profile.name}: executing {', '.join(path.stem[:2] for path in paths)} into {out} …", flush=True)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -141,7 +142,10 @@ def run_notebooks(profile: Profile, only: Sequence[str] = (), train: bool = True
             for index, code in programs(commands, at_once):
                 copy = Path(folder, chosen[index].name)
                 if copy.exists():
-                    write_bytes(out / copy.name, copy.read_bytes())
+                    text = copy.read_text("utf-8")
+                    for name in elsewhere:   # not executed at this profile: links lead to the notebook itself
+                        text = text.replace(f"]({name}", f"](../../../notebooks/{name}")
+                    write_text(out / copy.name, text)
                 if code not in (0, 1):   # it was killed, and could not say so
                     print(copy.stem, f"FAILED: exit code {code}", flush=True)
                 failed += code != 0

@@ -27,9 +27,10 @@ Errors = tuple[tuple[float, float], ...]   # independent standard errors, each w
 
 
 def signed(value: float) -> str:
-    """A number with its sign and three decimals, or four where three would make it look like 0 or like `SMALLEST`."""
+    """A number with its sign and three decimals, or as many as show, up to six, that it is not 0 or `SMALLEST`."""
     size = abs(value)
-    return f"{value:+.{4 if round(size, 3) in (0, SMALLEST) and size not in (0, SMALLEST) else 3}f}"
+    return next(f"{value:+.{digits}f}" for digits in range(3, 7)
+                if digits == 6 or round(size, digits) not in (0, SMALLEST) or abs(size - round(size, digits)) < 1e-9)
 
 
 def half_width(errors: Errors, level: float = 0.05) -> float:
