@@ -17,10 +17,6 @@ import pandas as pd
 import torch
 
 
-class UnreadableCheckpoint(RuntimeError):
-    """A checkpoint is damaged or belongs to another run."""
-
-
 @contextmanager
 def locked(path: Path, *, wait: bool) -> Iterator[bool]:
     """Within the block no other process holds `path`, a lock file; False, if not told to `wait`, where one does.
@@ -82,24 +78,20 @@ def save_torch(state: dict, path: Path) -> None:
 
 
 def load_torch(path: Path, key: str, device: torch.device | str = "cpu") -> dict:
-    """What `save_torch` wrote under state["key"] = `key`. Raises UnreadableCheckpoint if the file is damaged or was
+    """What `save_torch` wrote under state["key"] = `key`. Raises OSError, and ValueError if the file is damaged or was
     saved under another key."""
-    try:
+    with reading(path, "; delete it" + " to start this run again" * (path.name != "weights.pt")):
         with zipfile.ZipFile(path) as archive:   # torch itself does not look at the checksums
             if wrong := archive.testzip():
                 raise zipfile.BadZipFile(f"{wrong} is not what was written")
         state = torch.load(path, map_location=device, weights_only=True)
-        found = state["key"]
-    except Exception as error:
-        raise UnreadableCheckpoint(f"cannot read {path} ({type(error).__name__}: {error}); delete it"
-                                   + ("" if path.name == "weights.pt" else " to start this run again")) from error
-    if found != key:
-        raise UnreadableCheckpoint(f"checkpoint {path} belongs to run {found}, not to {key}")
-    return state
+        if state["key"] != key:
+            raise ValueError(f"it belongs to run {state['key']}, not to {key}")
+        return state
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
+def reading(path: Path, advice: str = "") -> Iterator[None]:
     """Whatever goes wrong in the block with the contents of a file becomes ValueError, in one line that names it."""
     try:
         yield
@@ -107,7 +99,7 @@ def reading(path: Path) -> Iterator[None]:
         raise
     except Exception as error:   # a file that was edited by hand may hold anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"{path} is damaged or of another kind ({reason})") from error
+        raise ValueError(f"{path} is damaged or of another kind ({reason}){advice}") from error
 
 
 def read_json(path: Path, *keys: str) -> dict:

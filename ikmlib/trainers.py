@@ -112,12 +112,6 @@ def pairs(hr_images: Mapping[str, np.ndarray], scale: int) -> Iterator[Pair]:
         yield name, imresize(hr, 1 / scale), hr
 
 
-def restored(model: nn.Module, images: Iterable[Pair]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """(name, SR, HR) of each of the `pairs`, uint8 RGB. Raises as `super_resolve` does."""
-    for name, lr, hr in images:
-        yield name, super_resolve(model, lr, len(hr) // len(lr)), hr
-
-
 def evaluate(model: nn.Module, hr_images: Mapping[str, np.ndarray] | Sequence[np.ndarray | str | Path] | str | Path,
              scale: int) -> pd.DataFrame:
     """Scores of a network on HR images, `scale` pixels shaved: rows of image, psnr_y (dB), ssim_y.
@@ -148,7 +142,7 @@ def mean_psnr(model: nn.Module, images: Iterable[Pair], scale: int) -> float:
     """Mean PSNR on Y of a network over `pairs`, dB, `scale` pixels shaved. Raises TrainingDiverged if the network
     returns NaN or infinity."""
     try:
-        return float(np.mean([psnr_y(sr, hr, shave=scale) for _, sr, hr in restored(model, images)]))
+        return float(np.mean([psnr_y(super_resolve(model, lr, scale), hr, shave=scale) for _, lr, hr in images]))
     except NotFinite as error:
         raise TrainingDiverged(str(error)) from error
 
@@ -226,7 +220,7 @@ class Trainer:
     `where` says on what it is trained (machine, versions, commit), and is kept in `progress.stretches` when it changes.
     Batches depend on (seed, update) alone and Adam's state is saved, so an interrupted run ends with the same bits as
     an uninterrupted one (same CPU, versions and number of threads; a GPU may sum in another order each time). Raises
-    UnreadableCheckpoint for a checkpoint that is damaged or another run's, ValueError for one that lacks a part.
+    ValueError for a checkpoint that is damaged, another run's, or lacks a part.
     """
 
     def __init__(self, model: nn.Module, sampler: PatchSampler, *, key: str, seed: int, updates: int, batch: int,

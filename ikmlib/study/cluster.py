@@ -14,7 +14,6 @@ import ray
 from tqdm import tqdm
 
 from ikmlib import config
-from ikmlib.files import UnreadableCheckpoint
 from ikmlib.study import records, training
 from ikmlib.study.records import Run
 from ikmlib.study.runner import places
@@ -31,7 +30,7 @@ def _train(run: Run, runs: Sequence[Run], end: float) -> int:
 
 def _updates(run: Run) -> int:
     """`records.updates_done`; 0 for a checkpoint that another node replaces at this moment."""
-    with contextlib.suppress(UnreadableCheckpoint, OSError):
+    with contextlib.suppress(ValueError, OSError):
         return records.updates_done(run)
     return 0
 

@@ -58,18 +58,6 @@ def check_parameters(cells: Sequence[str]) -> dict[str, object]:
     return given
 
 
-def style() -> None:
-    """One look for all figures, whatever the user's matplotlibrc says: a palette that is safe for colour-blind readers,
-    readable when a README shows them 900 pixels wide."""
-    import matplotlib
-    import seaborn
-
-    matplotlib.rcdefaults()
-    seaborn.set_theme(context="notebook", style="whitegrid", palette="colorblind", rc={
-        "figure.figsize": (9, 5), "figure.constrained_layout.use": True, "axes.spines.top": False,
-        "axes.spines.right": False, "legend.frameon": False, "savefig.dpi": 140, "font.size": 12})
-
-
 def read_claims(profile: Profile) -> pd.DataFrame:
     """results/<profile>/claims.csv, columns as CLAIMS; without rows if no notebook has written one. ValueError if it is
     damaged."""
@@ -197,11 +185,18 @@ def open_page(name: str, *, profile: str, train: bool = True) -> Page:
     """The page of notebook `name`; `train` is its `anew`, and with the profile "recorded" it is a `recorded` page of
     `recorded_profile(name)`. Sets the style. Raises ValueError for unknown parameters and profiles and for values of a
     wrong type."""
+    import matplotlib
+    import seaborn
     from IPython import get_ipython
 
     shell = get_ipython()   # None in a script
     given = check_parameters(shell.user_ns["In"] if shell else ())
-    style()
+    # one look for all figures, whatever the user's matplotlibrc says: colours that are safe for colour-blind readers,
+    # and readable when a README shows them 900 pixels wide
+    matplotlib.rcdefaults()
+    seaborn.set_theme(context="notebook", style="whitegrid", palette="colorblind", rc={
+        "figure.figsize": (9, 5), "figure.constrained_layout.use": True, "axes.spines.top": False,
+        "axes.spines.right": False, "legend.frameon": False, "savefig.dpi": 140, "font.size": 12})
     if profile == "recorded":
         return Page(name, recorded_profile(name), recorded=True, anew=False, given=given)
     config.require("profile", profile, ("recorded", "auto", *PROFILES))

@@ -35,7 +35,7 @@ from ikmlib.metrics import psnr_y, ssim_y
 from ikmlib.models import ARCHITECTURES, Architecture, complexity
 from ikmlib.networks import build_model
 from ikmlib.peers import OnLuma
-from ikmlib.trainers import Pair, Trainer, TrainingDiverged, mae, mae_y, mean_psnr, pairs, restored
+from ikmlib.trainers import Pair, Trainer, TrainingDiverged, mae, mae_y, mean_psnr, pairs, super_resolve
 
 LATER = ("schedule", "reverse", "peer")   # fields of a run that came after the first records
 
@@ -243,7 +243,8 @@ def scores_of(model: nn.Module, images: Iterable[Pair], scale: int) -> pd.DataFr
 
     with ThreadPoolExecutor(config.cores()) as pool:   # a GPU restores faster than one core compares
         apply = pool.map if default_device().type == "cuda" else map
-        return pd.DataFrame(apply(row, restored(model, images)), columns=SCORES[1:])
+        restored = ((name, super_resolve(model, lr, scale), hr) for name, lr, hr in images)
+        return pd.DataFrame(apply(row, restored), columns=SCORES[1:])
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -265,8 +266,8 @@ def train(run: Run, *, deadline: float = math.inf, show: bool = True) -> bool:
     """Train and score one run, or continue it, on the default device; True if it is finished, False if time ran out or
     another process has it.
 
-    A run that diverges leaves `diverged.json` in place of `run.json`. Raises TrainingDiverged, UnreadableCheckpoint,
-    FileNotFoundError (training images), ValueError (a damaged record).
+    A run that diverges leaves `diverged.json` in place of `run.json`. Raises TrainingDiverged, FileNotFoundError
+    (training images), ValueError (a damaged record or checkpoint).
     """
     with files.locked(run.folder / ".lock", wait=False) as mine:
         if run.finished or not mine:
@@ -309,7 +310,7 @@ def train(run: Run, *, deadline: float = math.inf, show: bool = True) -> bool:
 
 
 def updates_done(run: Run) -> int:
-    """How many updates of a run are done. Raises UnreadableCheckpoint and ValueError."""
+    """How many updates of a run are done. Raises ValueError for a damaged record or checkpoint."""
     if run.finished:
         return run.updates
     if run.diverged:

@@ -42,9 +42,7 @@ def export(run_folder: str | Path, half: bool = False) -> Path:
 
 def trained_network(run: Run) -> SRNetwork | None:
     """The network of a finished run on the default device, in evaluation mode; None if its weights are not at hand.
-
-    Raises UnreadableCheckpoint or ValueError for a damaged file.
-    """
+    Raises ValueError for a damaged file."""
     local = run.folder / "weights.pt"
     if local.exists():
         model = run.build()
