@@ -1,6 +1,9 @@
 """Writes results/weights/MODEL_CARD.md: what was trained on what, how well it does, where it fails, what it cost."""
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -42,59 +45,75 @@ LICENCES = {
 }
 
 
+@cache
+def bicubic(profile: str, scale: int) -> pd.DataFrame:
+    """The test images of a profile that are installed, as bicubic interpolation restores them: set, image,
+    psnr_y_bicubic (dB)."""
+    images = records.scored_images(config.get_profile(profile))
+    rows = [(name, image, psnr_y(imresize(lr, scale), hr, shave=scale))
+            for name in images for image, lr, hr in pairs(images[name], scale)]
+    return pd.DataFrame(rows, columns=["set", "image", "psnr_y_bicubic"])
+
+
 def gains(entry: dict) -> pd.DataFrame:
     """The run's test images, smallest gain first: set, image, psnr_y, ssim_y, psnr_y_bicubic (dB), gain_db.
 
     `entry`: of `weights.load`. Raises FileNotFoundError if the images are not there.
     """
     run = records.Run.from_record(entry)
-    scores, scale, images = run.scores(), run.scale, records.scored_images(config.get_profile(run.profile))
-    rows = [(name, image, psnr_y(imresize(lr, scale), hr, shave=scale))
-            for name in images for image, lr, hr in pairs(images[name], scale)]
-    bicubic = pd.DataFrame(rows, columns=["set", "image", "psnr_y_bicubic"])
-    both = scores[["set", "image", "psnr_y", "ssim_y"]].merge(bicubic)
+    scores, known = run.scores(), bicubic(run.profile, run.scale)
+    both = scores[["set", "image", "psnr_y", "ssim_y"]].merge(known)
     if len(both) < len(scores):
         raise FileNotFoundError(f"{entry['id']} was scored on {', '.join(scores['set'].unique())}; "
-                                f"installed are only {', '.join(images) or 'none of them'}")
+                                f"installed are only {', '.join(known['set'].unique()) or 'none of them'}")
     return both.assign(gain_db=both.psnr_y - both.psnr_y_bicubic).sort_values("gain_db", ignore_index=True)
 
 
-def beside_published(entry: dict) -> str:
-    """A sentence: the network's PSNR on Set5 beside those of the networks in the paper's Tables I and II, one scale."""
-    scale, ours = entry["spec"]["scale"], entry["scores"].get("Set5", {}).get("psnr_y", float("nan"))
+def beside_published(scale: int, psnr: Sequence[float]) -> str:
+    """A sentence: PSNR on Set5 (dB) of networks of one kind, beside those in the paper's Tables I and II."""
     tables = pd.concat(pd.read_csv(config.PAPER / f"table{number}.csv") for number in (1, 2))
     published = tables[(tables.scale == scale) & (tables.method != "Bicubic")].Set5_psnr
-    warning = "" if ours >= published.min() else " **Do not use it where quality matters.**"   # also if not scored: NaN
+    ours = " to ".join(dict.fromkeys(f"{value:.2f}" for value in (min(psnr), max(psnr))))
+    warning = "" if min(psnr) >= published.min() else " **Do not use it where quality matters.**"   # also if not scored
     return (f"On Set5, x{scale}, the networks in Tables I and II of the paper have {published.min():.2f} to "
-            f"{published.max():.2f} dB, this one {ours:.2f} dB.{warning}")
+            f"{published.max():.2f} dB, {'this one' if len(psnr) == 1 else 'these'} {ours} dB.{warning}")
 
 
-def _section(file: str, entry: dict) -> list[str]:
-    """What the card says of one network."""
-    spec = entry["spec"]
-    scores = pd.DataFrame.from_dict(entry["scores"], orient="index").rename_axis("set").reset_index()
-    said = [f"## {file}", f"x{spec['scale']}, {entry['params']:,} parameters. Trained on {', '.join(spec['data'])}: "
+def _section(kind: str, files: Mapping[str, dict]) -> list[str]:
+    """What the card says of networks that differ in nothing but their seed. `files`: name -> header."""
+    entries = [*files.values()]
+    entry, spec = entries[0], entries[0]["spec"]
+    hours = " to ".join(dict.fromkeys(f"{seconds / 3600:.2f}" for seconds in (
+        min(e["train_seconds"] for e in entries), max(e["train_seconds"] for e in entries))))
+    scores = pd.DataFrame([{"file": file} | {f"{name}_{metric}": of[metric] for name, of in e["scores"].items()
+                                             for metric in ("psnr_y", "ssim_y")} for file, e in files.items()])
+    said = [f"## {kind}", f"x{spec['scale']}, {entry['params']:,} parameters. Trained on {', '.join(spec['data'])}: "
             f"{spec['updates']:,} updates of {spec['batch']} patches of {spec['patch']} x {spec['patch']} LR pixels, "
-            f"{entry['train_seconds'] / 3600:.2f} hours by the clock, pauses included, on {entry['device']}.",
-            beside_published(entry), "Means over the images of the test sets:", markdown_table(scores)]
+            f"{hours} hours by the clock, pauses included, on {'; '.join(sorted({e['device'] for e in entries}))}.",
+            beside_published(spec["scale"], [e["scores"].get("Set5", {}).get("psnr_y", math.nan) for e in entries]),
+            "Means over the images of the test sets:", markdown_table(scores)]
     if entry["profile"] not in config.PROFILES or not records.Run.from_record(entry).finished:
         return [*said, "Its run is of the first evidence, which was discarded; its record stands in the file's header."]
-    table = gains(entry)
-    return [*said, f"{(table.gain_db < 0).sum()} of {len(table)} images are worse than by bicubic interpolation. The "
-            "smallest gains:", markdown_table(table.head())]
+    table = pd.concat(map(gains, entries)).groupby(["set", "image"], as_index=False).mean().sort_values("gain_db")
+    over = f", in the mean over these {len(entries)} networks" * (len(entries) > 1)
+    return [*said, f"{(table.gain_db < 0).sum()} of {len(table)} images are worse than by bicubic interpolation{over}. "
+            "The smallest gains:", markdown_table(table.head())]
 
 
 def write() -> Path:
     """Write `MODEL_CARD.md` beside the weights, for all of them; the file."""
     path = weights.folder() / "MODEL_CARD.md"
-    records_of = {file.name: weights.load(file)[1] for file in weights.folder().glob("*.safetensors")}
+    known = {file.name: weights.load(file)[1] for file in weights.folder().glob("*.safetensors")}
     if not all(run.finished for run in primary_endpoint()):   # nobody looks at single seeds before
-        records_of = {file: entry for file, entry in records_of.items() if entry["profile"] != "cpu-long"}
-    listed = dict(sorted(records_of.items(), key=lambda item: (item[1]["spec"]["scale"], item[0])))
-    used = dict.fromkeys(name for entry in listed.values() for name in (*entry["spec"]["data"], *entry["scores"]))
+        known = {file: entry for file, entry in known.items() if entry["profile"] != "cpu-long"}
+    kinds: dict[str, dict[str, dict]] = {}
+    for file, entry in sorted(known.items(), key=lambda item: (item[1]["spec"]["scale"], item[1]["spec"]["seed"])):
+        name = f"{file.partition('-seed')[0]}, profile {entry['profile']}, {entry['spec']['updates']:,} updates"
+        kinds.setdefault(name, {})[file] = entry
+    used = dict.fromkeys(name for entry in known.values() for name in (*entry["spec"]["data"], *entry["scores"]))
     sets = pd.DataFrame([(s.name, s.role, s.count, LICENCES[s.name]) for s in map(datasets.SETS.get, used)],
                         columns=["image set", "role", "images", "licence"])
-    parts = [part for file, entry in listed.items() for part in _section(file, entry)]
+    parts = [part for kind, files in kinds.items() for part in _section(kind, files)]
     write_text(path, "\n\n".join([ABOUT, markdown_table(sets), *parts]) + "\n")
     return path
 
