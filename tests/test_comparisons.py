@@ -250,7 +250,8 @@ def test_the_primary_endpoint_is_told_first_while_all_else_waits(results, execut
     row = "| x | [04](results/cpu/notebooks/04_table3_attention.ipynb) | {} |"
     front = f"<!-- map -->\n\n{row}\n\n<!-- end of map -->"
     there = "at `cpu-long` ([04](results/cpu-long/notebooks/04_table3_attention.ipynb))"
-    assert f"C1: **mixed**; C1 U-HDB: **{verdict}** {there}" in report.readme(front.format("old"))
+    made = report.readme(front.format("old"))
+    assert f"C1: **mixed**; C1 U-HDB: **{verdict}** {there}" in made and report.readme(made) == made
 
 
 def test_own_thresholds_are_shown_and_change_no_verdict(results, executed):

@@ -222,11 +222,12 @@ def readme(text: str) -> str:
     claims["said"] = claims.ours.where(claims.verdict == WAITS, "**" + claims.verdict + "**")
 
     def judged(row: str) -> str:
-        mine = claims[[link.partition("/notebooks/")[2] in row for link in claims.notebook]].copy()
-        elsewhere = [link not in row for link in mine.notebook]   # at another budget than the one that the row links to
+        start = row.rstrip("|").rpartition("|")[0]   # all but the last column
+        mine = claims[[link.partition("/notebooks/")[2] in start for link in claims.notebook]].copy()
+        elsewhere = [link not in start for link in mine.notebook]   # at another budget than that of the row's link
         mine.loc[elsewhere, "said"] += " at `" + mine.profile + "` (" + mine.notebook + ")"
         told = [f"{', '.join(names)}: {said}" for said, names in mine.groupby("said", sort=False).short]
-        return f"{row.rstrip('|').rpartition('|')[0]}| {'; '.join(told)} |" if told else row
+        return f"{start}| {'; '.join(told)} |" if told else row
 
     for name, made in (("found", lambda old: f"{opening()}\n\n{decided()}"),
                        ("map", lambda old: "\n".join(map(judged, old.split("\n"))))):
