@@ -160,7 +160,7 @@ def added() -> str:
     e1 = claims[claims.claim.str.startswith("E1") & ~claims.verdict.isin(OPEN)]
     why = "; ".join(f"{verdict} in {', '.join(names.str.rpartition(', ')[2])}"
                     for verdict, names in e1.groupby("verdict", sort=False).claim)
-    told = [primary()] * bool(primary())
+    told = [endpoint] if (endpoint := primary()) else []
     told += ["**What IKM adds** to the vanilla convolution (*none*) at these budgets: of "
             f"{len(rows)} complete comparisons, the interval lies above 0 in {above}, below 0 in {below}, and contains "
             f"0 in {len(rows) - above - below}. " + f"That the image's own attention is why (E1): {why}. " * bool(why)
@@ -288,7 +288,8 @@ def write_report(profile: str) -> Path:
     Raises ValueError, and writes nothing, if a file that it reads is damaged (see `records.all_records`).
     """
     root, front = config.results_root(), config.ROOT / "README.md"
-    runs = {chosen.name: records.all_records(chosen) for chosen in (config.get_profile(profile), *EVIDENCE)}
+    profiles = dict.fromkeys((config.get_profile(profile), *EVIDENCE))
+    runs = {chosen.name: records.all_records(chosen) for chosen in profiles}
     text, page = markdown(), html()
     for name, table in runs.items():
         if len(table):
