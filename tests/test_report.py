@@ -261,7 +261,7 @@ def test_the_first_sentences_count_verdicts_and_tell_every_complete_gain(results
     assert "of 0 complete comparisons, the interval lies above 0 in 0, below 0 in 0, and contains 0 in 0. PSNR" in added
     fold, none, end = report.decided().split("\n\n")
     assert (fold[:9], none, end) == ("<details>", "", "</details>")
-    assert "0 of 314 runs" in waiting and waiting.endswith("0 of 20 runs.")
+    assert waiting.endswith("0 of 314 runs.") and report.primary().endswith("Finished: 0 of 20 runs.")
     verdict_at("cpu", "08_fig9_threshold", {"C4, zero": "supported", "C4, median": "not supported"})
     verdict_at("cpu", "09_fig10_iso_vs_go", {"C5": stats.UNTESTED})
     verdict_at("cpu", "03_table2_high_fidelity", {"C9, Table II": stats.UNTESTED})

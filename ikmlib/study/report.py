@@ -135,33 +135,37 @@ def by_own(rows: pd.DataFrame) -> str:
 
 
 def primary() -> str:
-    """What became of the primary endpoint, in words; empty while runs of it are missing."""
-    rows = read_claims(PROFILES["cpu-long"])
+    """What became of the primary endpoint, in words."""
+    long, paper = PROFILES["cpu-long"], PROFILES["paper"]
+    share = paper.updates * paper.batch * paper.patch ** 2 / (long.updates * long.batch * long.patch ** 2)
+    budget = f"trained on 1/{share:.0f} of the pixels of the paper's ablations, as we read its budget (`{long.name}`)"
+    rows = read_claims(long)
     rows = rows[(rows.claim == "C1, U-HDB") & rows.ours.notna()]
     if rows.empty:
-        return ""
-    row, said = next(rows.itertuples()), "Neither a gain nor its absence is shown"
+        return ("**In short: the primary endpoint waits.** It is IKM minus the vanilla convolution in U-HDB, one block "
+                f"of the paper's network, {budget}. Finished: {records.runs_in_words(primary_endpoint())}.")
+    row, said = next(rows.itertuples()), "it is undecided whether IKM gains"
     if row.outcome == "holds":
-        said = "IKM gains in U-HDB at this budget"
+        said = "IKM gains"
     elif row.outcome == "fails":
-        said = "IKM is worse there" if row.high < 0 else f"A gain of {SMALLEST} dB or more is excluded there"
+        said = "IKM loses" if row.high < 0 else f"IKM gains less than {SMALLEST} dB, if anything"
     found = Difference(row.ours, row.low, row.high, unit=row.unit)
-    return (f"**Primary endpoint** (U-HDB trained four times as long as at `cpu`, on {row.seeds} seeds that nobody had "
-            f"seen): IKM minus vanilla is {found}, which {row.outcome.replace('undecided', 'is undecided')}. {said}; "
-            f"the minimum detectable effect was {row.detectable:.3f} dB.")
+    return (f"**In short: where this study looked hardest, {said}.** Its primary endpoint is IKM minus the vanilla "
+            f"convolution in U-HDB, one block of the paper's network, {budget}, with {row.seeds} seeds that nobody had "
+            f"seen. The difference is {found} over all test images, where the paper prints {row.paper:+.2f} dB on "
+            f"Set5; it {row.outcome.replace('undecided', 'is undecided')}. The minimum detectable effect was "
+            f"{row.detectable:.3f} dB.")
 
 
 def added() -> str:
-    """What IKM adds to the vanilla convolution: the primary endpoint, a table of all complete comparisons, then the
-    authors' own weights."""
+    """What IKM adds to the vanilla convolution: a table of all complete comparisons, then the authors' own weights."""
     rows, own = gains().sort_values("notebook", ascending=False, kind="stable"), authors()   # Table III's first
     above, below = (rows.low > 0).sum(), (rows.high < 0).sum()
     claims = best().drop_duplicates("claim")
     e1 = claims[claims.claim.str.startswith("E1") & ~claims.verdict.isin(OPEN)]
     why = "; ".join(f"{verdict} in {', '.join(names.str.rpartition(', ')[2])}"
                     for verdict, names in e1.groupby("verdict", sort=False).claim)
-    told = [endpoint] if (endpoint := primary()) else []
-    told += ["**What IKM adds** to the vanilla convolution (*none*) at these budgets: of "
+    told = ["**What IKM adds** to the vanilla convolution (*none*) at these budgets: of "
             f"{len(rows)} complete comparisons, the interval lies above 0 in {above}, below 0 in {below}, and contains "
             f"0 in {len(rows) - above - below}. " + f"That the image's own attention is why (E1): {why}. " * bool(why)
             + "PSNR is in dB, the paper's of Set5 and without an interval, ours of all test images. A gain *holds* if "
@@ -188,12 +192,11 @@ def waiting(claims: pd.DataFrame) -> str:
         there = there[there.isin(claims.short[claims.verdict != WAITS])]
         parts += [f"at `{profile.name}`: {', '.join(there)}"] * bool(len(there))
     return (f"**Waiting for runs:** {'; '.join(parts)}. Finished of the whole plan: "
-            f"{records.runs_in_words(runs)}. Finished of the primary endpoint, C1 U-HDB at `cpu-long`: "
-            f"{records.runs_in_words(primary_endpoint())}.")
+            f"{records.runs_in_words(runs)}.")
 
 
 def opening() -> str:
-    """What README and the article say first: what IKM adds, what is decided, what still waits."""
+    """What README and the article say after `primary`: what IKM adds, what is decided, what still waits."""
     every = verdicts(best())
     claims = every[every.short.str.match(CLAIM)]
     papers = claims.short.str.startswith("C")
@@ -216,8 +219,9 @@ def decided() -> str:
 
 
 def readme(text: str) -> str:
-    """README.md with what stands between its markers made anew: `found`, the `opening` and what is `decided`; `map`,
-    the last column, which says what became of the claims of each row's notebook."""
+    """README.md with what stands between its markers made anew: `answer`, the `primary` endpoint; `found`, the
+    `opening` and what is `decided`; `map`, the last column, which says what became of the claims of each row's
+    notebook."""
     claims = verdicts(best(), folder="results/")
     claims["said"] = claims.ours.where(claims.verdict == WAITS, "**" + claims.verdict + "**")
 
@@ -229,7 +233,7 @@ def readme(text: str) -> str:
         told = [f"{', '.join(names)}: {said}" for said, names in mine.groupby("said", sort=False).short]
         return f"{start}| {'; '.join(told)} |" if told else row
 
-    for name, made in (("found", lambda old: f"{opening()}\n\n{decided()}"),
+    for name, made in (("answer", lambda old: primary()), ("found", lambda old: f"{opening()}\n\n{decided()}"),
                        ("map", lambda old: "\n".join(map(judged, old.split("\n"))))):
         text = re.sub(rf"(?<=<!-- {name} -->\n\n).*?(?=\n\n<!-- end of {name} -->)",
                       lambda old, made=made: made(old[0]), text, flags=re.DOTALL)
@@ -248,7 +252,7 @@ def markdown() -> str:
         "Of *Image-specific Convolutional Kernel Modulation for Single Image Super-resolution* (arXiv 2111.08362), "
         "whose method is IKM. Budgets, words and abbreviations: [README.md](../README.md). The whole article, with "
         "method, deviations, errors found in print and compute: [report.html](report.html).",
-        added(), waiting(claims), PICTURE,
+        primary(), added(), waiting(claims), PICTURE,
         "## Verdicts", markdown_table(claims.drop(columns="short")),
         "A verdict is of the largest budget (profile) at which all declared runs of the claim are finished. The "
         "paper's words and the reason of each verdict stand in its notebook.",
