@@ -108,7 +108,7 @@ class Run:
         runs, usual = config.results_root() / self.profile / "runs", config.get_profile(self.profile)
         if found := next(runs.glob(f"*-{self.digest}"), None):
             return found
-        unusual = [f"-{name}{getattr(self, name)}" for name in ("batch", "updates", "rate")
+        unusual = [f"-{name}{getattr(self, name):.12g}" for name in ("batch", "updates", "rate")
                    if getattr(self, name) != getattr(usual, name)] + ["-reverse"] * self.reverse
         return runs / f"{self.peer or slug(self.arch)}{''.join(unusual)}-x{self.scale}-seed{self.seed}-{self.digest}"
 
