@@ -13,7 +13,6 @@ from ikmlib.data import imresize
 from ikmlib.files import write_text
 from ikmlib.metrics import psnr_y
 from ikmlib.study import records, weights
-from ikmlib.study.experiments import primary_endpoint
 from ikmlib.study.notebook import markdown_table
 from ikmlib.trainers import pairs
 
@@ -104,8 +103,6 @@ def write() -> Path:
     """Write `MODEL_CARD.md` beside the weights, for all of them; the file."""
     path = weights.folder() / "MODEL_CARD.md"
     known = {file.name: weights.load(file)[1] for file in weights.folder().glob("*.safetensors")}
-    if not all(run.finished for run in primary_endpoint()):   # nobody looks at single seeds before
-        known = {file: entry for file, entry in known.items() if entry["profile"] != "cpu-long"}
     kinds: dict[str, dict[str, dict]] = {}
     for file, entry in sorted(known.items(), key=lambda item: (item[1]["spec"]["scale"], item[1]["spec"]["seed"])):
         name = f"{file.partition('-seed')[0]}, profile {entry['profile']}, {entry['spec']['updates']:,} updates"
