@@ -61,14 +61,13 @@ def best() -> pd.DataFrame:
     Where there is none, those of the smallest, whose runs are finished first. Profiles that are no evidence are left
     out.
     """
-    rows = pd.concat([read_claims(p).assign(profile=p.name, budget=i) for i, p in enumerate(EVIDENCE)])
-    waiting = rows.verdict.isin(OPEN)
-    rank = rows.budget.where(~waiting, 2 * len(EVIDENCE) - rows.budget)
-    place = rows.claim.str.split(",").str[0].map({number: i for i, number in enumerate(WORDS)}).fillna(len(WORDS))
-    named = [*dict.fromkeys(rows.sort_values("budget", ascending=False, kind="stable").claim)]   # "C1" before its parts
-    rows = rows.assign(place=place, within=rows.claim.map(named.index))
-    rows = rows[rank == rank.groupby(rows.claim).transform("min")]
-    return rows.sort_values(["place", "within"], kind="stable")[[*CLAIMS, "profile"]].reset_index(drop=True)
+    rows = pd.concat([read_claims(p).assign(profile=p.name) for p in reversed(EVIDENCE)], ignore_index=True)
+    judged = rows[~rows.verdict.isin(OPEN)].groupby("claim").profile.last()
+    chosen = judged.combine_first(rows.groupby("claim").profile.first())
+    place = {number: i for i, number in enumerate(WORDS)}
+    order = sorted(dict.fromkeys(rows.claim), key=lambda claim: place.get(claim.partition(",")[0], len(WORDS)))
+    rows = rows[rows.profile == rows.claim.map(chosen)]
+    return rows.sort_values("claim", key=lambda claims: claims.map(order.index), kind="stable", ignore_index=True)
 
 
 def once(rows: pd.DataFrame) -> pd.DataFrame:
