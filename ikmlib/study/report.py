@@ -44,11 +44,10 @@ NARROW = ("body {max-width: 66em; margin: auto} table {display: block; overflow-
 def in_words(claim: str) -> str:
     """A claim's name with what it says: "C1, U-HDB" -> "C1 IKM beats vanilla convolution (U-HDB)", "C9, cost" ->
     "C9 U-HDN+IKM costs less"; unknown names stay as they are."""
-    number, _, parts = claim.partition(", ")
-    if parts and claim in WORDS:
+    number, *parts = claim.split(", ")
+    if claim in WORDS:
         return f"{number} {WORDS[claim]}"
-    part = parts.rpartition(", ")[2]
-    return f"{number} {WORDS[number]}" + f" ({part})" * bool(part) if number in WORDS else claim
+    return f"{number} {WORDS[number]} ({parts[-1]})" if number in WORDS else claim
 
 
 # --- what is known --------------------------------------------------------------------------------------------------
@@ -103,10 +102,9 @@ def verdicts(rows: pd.DataFrame, folder: str = "") -> pd.DataFrame:
     """Claims of `best` as people read them, a row each: `short` ("C9 PSNR"), claim, verdict, ours up to its first
     semicolon, profile, notebook. `folder`: where links to executed notebooks find the results."""
     told = []
-    for claim, mine in rows.groupby("claim", sort=False):
-        row = mine.iloc[0]
-        number, _, parts = claim.partition(", ")
-        told.append((f"{number} {parts.rpartition(', ')[2]}".strip(), in_words(claim), row.verdict,
+    for row in rows.drop_duplicates("claim").itertuples():
+        number, *parts = row.claim.split(", ")
+        told.append((" ".join([number, *parts[-1:]]), in_words(row.claim), row.verdict,
                      row.ours_words.partition(";")[0], row.profile,
                      f"[{row.notebook[:2]}]({folder}{row.profile}/notebooks/{row.notebook}.ipynb)"))
     return pd.DataFrame(told, columns=["short", "claim", "verdict", "ours", "profile", "notebook"])
