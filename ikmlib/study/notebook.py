@@ -235,8 +235,8 @@ def differences(rows: pd.DataFrame) -> pd.DataFrame:
         detectable = "–" if pd.isna(row.detectable) else signed(row.detectable).removeprefix("+")
         paper = "–" if pd.isna(row.paper) else f"{row.paper:+.2f}"
         told.append((row.comparison, paper, str(pooled), own, detectable, row.outcome, row.runs))
-    return pd.DataFrame(told, columns=["comparison", "paper", "ours, 95 % interval", "interval of its own",
-                                       "minimum detectable effect", "outcome", "runs"])
+    return pd.DataFrame(told, rows.index, ["comparison", "paper", "ours, 95 % interval", "interval of its own",
+                                           "minimum detectable effect", "outcome", "runs"])
 
 
 def markdown_table(frame: pd.DataFrame) -> str:

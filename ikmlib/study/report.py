@@ -112,10 +112,8 @@ def verdicts(rows: pd.DataFrame, folder: str = "") -> pd.DataFrame:
 
 def named(rows: pd.DataFrame) -> pd.DataFrame:
     """Comparisons as `differences` shows them, each behind its claim, "C1 RB: IKM − none", with seeds and profile."""
-    shown = differences(rows).drop(columns="runs")
-    return shown.assign(comparison=[f"{name.partition(',')[0]} {what}" for name, what
-                                    in zip(rows.claim, shown.comparison, strict=True)],
-                        seeds=[*rows.seeds], profile=[*rows.profile])
+    return differences(rows).drop(columns="runs").assign(
+        comparison=rows.claim.str.split(",").str[0] + " " + rows.comparison, seeds=rows.seeds, profile=rows.profile)
 
 
 def compared(rows: pd.DataFrame) -> pd.DataFrame:
