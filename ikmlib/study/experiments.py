@@ -288,11 +288,6 @@ def planned(profile: Profile, part: str) -> pd.DataFrame:
     return pd.DataFrame([(*at, run) for at, run in runs.items()], columns=[*PARTS[part].factors, "seed", "run"])
 
 
-def primary_endpoint() -> pd.Series:
-    """The runs of the primary endpoint: U-HDB without and with IKM at `cpu-long`."""
-    return planned(PROFILES["cpu-long"], "table3").query("block == 'U-HDB'").run
-
-
 def complete(plan: pd.DataFrame) -> pd.DataFrame:
     """The rows of a plan whose cells have all their declared runs finished."""
     finished = plan.run.map(lambda run: run.finished).astype(bool)

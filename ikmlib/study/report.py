@@ -15,10 +15,10 @@ from ikmlib import config
 from ikmlib.config import PROFILES
 from ikmlib.files import read_csv, write_csv, write_text
 from ikmlib.study import records, training
-from ikmlib.study.experiments import primary_endpoint
-from ikmlib.study.notebook import CLAIMS, EVIDENCE, differences, markdown_table, read_claims, recorded_profile
+from ikmlib.study.experiments import planned
+from ikmlib.study.notebook import EVIDENCE, differences, markdown_table, read_claims, recorded_profile
 from ikmlib.study.runner import relinked
-from ikmlib.study.stats import MIN_SEEDS, OPEN, SMALLEST, VERDICTS, WAITS, Difference
+from ikmlib.study.stats import MIN_SEEDS, OPEN, SMALLEST, VERDICTS, WAITS
 
 # The paper's claims, then explanations and claims of this study, in a few words
 WORDS = {
@@ -137,14 +137,15 @@ def primary() -> str:
     rows = read_claims(long)
     rows = rows[(rows.claim == "C1, U-HDB") & rows.ours.notna()]
     if rows.empty:
+        runs = planned(long, "table3").query("block == 'U-HDB'").run
         return ("**In short: the primary endpoint waits.** It is IKM minus the vanilla convolution in U-HDB, one block "
-                f"of the paper's network, {budget}. Finished: {records.runs_in_words(primary_endpoint())}.")
+                f"of the paper's network, {budget}. Finished: {records.runs_in_words(runs)}.")
     row, said = next(rows.itertuples()), "it is undecided whether IKM gains"
     if row.outcome == "holds":
         said = "IKM gains"
     elif row.outcome == "fails":
         said = "IKM loses" if row.high < 0 else f"IKM gains less than {SMALLEST} dB, if anything"
-    found = Difference(row.ours, row.low, row.high, unit=row.unit)
+    found = differences(rows)["ours, 95 % interval"].iloc[0]
     return (f"**In short: where this study looked hardest, {said}.** Its primary endpoint is IKM minus the vanilla "
             f"convolution in U-HDB, one block of the paper's network, {budget}, with {row.seeds} seeds that nobody had "
             f"seen. The difference is {found} over all test images, where the paper prints {row.paper:+.2f} dB on "
