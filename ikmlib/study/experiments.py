@@ -99,14 +99,13 @@ def fig10_batches(profile: Profile) -> tuple[int, int, int]:
 def fig10(profile: Profile) -> Cells:
     """Gradient rule x batch x budget, in U-HDB. The middle batch is shown as many patches as the profile shows (its
     budget is "either"); the others as many updates as that takes, or as many patches. Autograd at the middle batch."""
-    cells, patches, middle = {}, profile.updates * profile.batch, fig10_batches(profile)[1]
-    for batch in sorted(fig10_batches(profile), key=lambda b: b != middle):   # the middle one first
-        for budget in FIG10_BUDGETS if batch != middle else ("either",):
-            updates = patches // (middle if budget == "equal updates" else batch)
-            for rule, gradient in FIG10_RULES.items():
-                if rule != "autograd" or batch == middle:
-                    run = Run.of(profile, replace(UHDB, gradient=gradient), 0)
-                    cells[rule, batch, budget] = replace(run, batch=batch, updates=updates)
+    cells, patches, (small, middle, large) = {}, profile.updates * profile.batch, fig10_batches(profile)
+    for batch, budget in ((middle, "either"), *((b, budget) for b in (small, large) for budget in FIG10_BUDGETS)):
+        updates = patches // (middle if budget == "equal updates" else batch)
+        for rule, gradient in FIG10_RULES.items():
+            if rule != "autograd" or batch == middle:
+                run = Run.of(profile, replace(UHDB, gradient=gradient), 0)
+                cells[rule, batch, budget] = replace(run, batch=batch, updates=updates)
     return cells
 
 
