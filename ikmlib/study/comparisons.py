@@ -104,9 +104,9 @@ def compare(scores: pd.DataFrame, questions: Mapping[str, Mapping], published: p
     """
     names = list(scores.columns[:scores.columns.get_loc("seed")])
     printed = {} if published is None else {_cell(cell): value for cell, value in published.items()}
-    cells = {_cell(cell): rows for cell, rows in scores.groupby(names, sort=False)}
+    cells = dict(iter(scores.groupby(names, sort=False)))
     chosen = scores[scores["set"].isin(sets)] if set(sets) & set(scores["set"]) else scores
-    psnr = {_cell(cell): rows.pivot(index=["set", "image"], columns="seed", values="psnr_y")   # images x seeds
+    psnr = {cell: rows.pivot(index=["set", "image"], columns="seed", values="psnr_y")   # images x seeds
             for cell, rows in chosen.dropna(subset=["psnr_y"]).groupby(names, sort=False)}
     families = {cell: rows[family].iloc[0] if family else "all" for cell, rows in cells.items()}
     members = {}
@@ -120,18 +120,17 @@ def compare(scores: pd.DataFrame, questions: Mapping[str, Mapping], published: p
     for question, weights in questions.items():
         weights = {_cell(cell): weight for cell, weight in weights.items()}
         name, *others = {families.get(cell) for cell in weights}
-        answer = _difference(weights, cells, psnr, None if others else pooled.get(name))
+        declared = [cells.get(cell, scores[:0]) for cell in weights]
+        answer = _difference(weights, declared, psnr, None if others else pooled.get(name))
         paper = sum(weight * printed.get(cell, math.nan) for cell, weight in weights.items())
         found[question] = replace(answer, paper=paper)
     return found
 
 
-def _difference(weights: Mapping[tuple, float], cells: Mapping[tuple, pd.DataFrame], psnr: Mapping[tuple, pd.DataFrame],
+def _difference(weights: Mapping[tuple, float], declared: Sequence[pd.DataFrame], psnr: Mapping[tuple, pd.DataFrame],
                 deviation: tuple[float, int] | None) -> Difference:
-    """One answer of `compare`. `cells`: scores of all declared cells; `psnr`: images x seeds of those with any;
+    """One answer of `compare`. `declared`: all declared rows of each cell; `psnr`: images x seeds of cells with scores;
     `deviation`: the pooled standard deviation over seeds and its degrees of freedom, None for the differences' own."""
-    nothing = pd.DataFrame(columns=["seed", "run", "state"])
-    declared = [cells.get(cell, nothing)[[*nothing]] for cell in weights]
     seeds = sorted(set.intersection(*(set(rows.seed) for rows in declared)))
     needed = pd.concat([rows[rows.seed.isin(seeds)] for rows in declared])
     # "missing" is the largest word: a run that is tested in two ways is finished when both are
