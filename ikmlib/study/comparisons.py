@@ -243,11 +243,10 @@ def figure_differences(found: Found, published_on: str = "", kinds: Mapping[str,
         if d.known:
             axes.errorbar(d.mean, y, xerr=[[d.mean - d.low], [d.high - d.mean]], fmt="o", capsize=4, color=colour,
                           mfc=colour if d.seeds >= MIN_SEEDS else "white")
-        axes.plot(d.paper, y, "D", ms=7.5, mfc="none", mec="C1", mew=1.6)
     for kind, colour in colours.items():
         axes.errorbar([], [], xerr=[], fmt="o", capsize=4, color=colour, label=kind)
     if any(np.isfinite(d.paper) for d in found.values()):
-        axes.plot([], [], "D", ms=7.5, mfc="none", mec="C1", mew=1.6,
+        axes.plot([d.paper for d in found.values()], range(len(found)), "D", ms=7.5, mfc="none", mec="C1", mew=1.6,
                   label=f"paper{published_on and f', {published_on}, no interval'}")
     axes.axvline(0, color="0.3", lw=1)
     for limit in limits:
