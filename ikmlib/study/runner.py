@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ikmlib.config import ROOT, Profile, cores, results_root
+from ikmlib.config import ROOT, Profile, cores, folder_from, results_root
 
 NOTEBOOKS = ROOT / "notebooks"
 AT_ONCE = 4                  # notebooks executed at the same time, at most
@@ -37,7 +37,7 @@ def find_notebooks(only: Sequence[str] = ()) -> list[Path]:
 def places() -> dict[str, str]:
     """The environment variables that name the caller's folders, as absolute paths."""
     names = ("IKM_RESULTS", "IKM_DATA", "IKM_CACHE")
-    return {name: os.path.abspath(os.path.expanduser(os.environ[name])) for name in names if os.environ.get(name)}
+    return {name: os.path.abspath(folder) for name in names if (folder := folder_from(name))}
 
 
 def programs(commands: Sequence[tuple[Sequence, dict[str, str]]], at_once: int) -> Iterator[tuple[int, int]]:
