@@ -67,15 +67,15 @@ def programs(commands: Sequence[tuple[Sequence, dict[str, str]]], at_once: int) 
             process.wait()
 
 
-def execute(notebook: Path, copy: Path, profile: str, train: bool) -> str:
-    """Execute a notebook into the file `copy`; returns what stopped it, an empty string if nothing did.
+def execute(notebook: Path, copy: Path, profile: str, train: bool) -> int:
+    """Execute a notebook into the file `copy`, and print what became of it; returns the exit code, 1 if it failed.
 
     The notebook gets the parameter `profile`, and `train` if it has that one. After a failure the copy shows the error.
     """
     import nbformat
     import papermill
 
-    stopped = ""
+    start, stopped = time.monotonic(), ""
     parameters = {"profile": profile} | ({"train": train} if "train" in papermill.inspect_notebook(notebook) else {})
     try:
         papermill.execute_notebook(
@@ -91,7 +91,9 @@ def execute(notebook: Path, copy: Path, profile: str, train: bool) -> str:
         if stopped:
             executed.cells.insert(0, nbformat.v4.new_markdown_cell(f"**Stopped: {stopped}**"))
         nbformat.write(executed, copy)
-    return stopped
+    took = f"after {time.monotonic() - start:.0f} s"
+    print(copy.stem, f"FAILED {took}: {stopped}" if stopped else f"ok {took}", flush=True)
+    return int(stopped != "")
 
 
 def portable(text: str) -> str:
@@ -153,8 +155,4 @@ def run_notebooks(profile: Profile, only: Sequence[str] = (), train: bool = True
 
 
 if __name__ == "__main__":
-    start, copy = time.monotonic(), Path(sys.argv[2])
-    stopped = execute(Path(sys.argv[1]), copy, sys.argv[3], sys.argv[4] == "True")
-    took = f"after {time.monotonic() - start:.0f} s"
-    print(copy.stem, f"FAILED {took}: {stopped}" if stopped else f"ok {took}", flush=True)
-    sys.exit(bool(stopped))
+    sys.exit(execute(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4] == "True"))
