@@ -87,8 +87,10 @@ def score(run: Run) -> None:
         if not (mine and run.finished):
             return
         record = records.read_record(run.folder)
-        todo = [(kind, name) for kind in ("scores", "controls") if kind == "scores" or tested_otherwise(run)
-                for name in records.installed_sets(profile) if name not in _scored(run, record, kind)]
+        kinds = ("scores", "controls") if tested_otherwise(run) else ("scores",)
+        known = {(kind, name) for kind in kinds for file in record["files"] if file.startswith(kind)
+                 for name in files.read_csv(run.folder / file)["set"]}
+        todo = [(kind, name) for kind in kinds for name in records.installed_sets(profile) if (kind, name) not in known]
         model = trained_network(run) if todo else None
         if model is None:
             return
@@ -103,12 +105,6 @@ def score(run: Run) -> None:
             record["files"][f"{kind}_{name}.csv"] = files.sha256(run.folder / f"{kind}_{name}.csv")
             record["pixels_sha256"] = record.get("pixels_sha256", {}) | {name: datasets.pixels_sha256(name)}
             records.write_record(run, record)
-
-
-def _scored(run: Run, record: dict, kind: str) -> set[str]:
-    """The test sets whose scores of this kind the run's record lists."""
-    return {name for file in record["files"] if file.startswith(kind)
-            for name in files.read_csv(run.folder / file)["set"]}
 
 
 def other_attention_scores(run: Run) -> pd.DataFrame | None:
