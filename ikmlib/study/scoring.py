@@ -43,7 +43,7 @@ def attention_of(model: SRNetwork, act: Callable[..., object], *args) -> dict[IK
 
 def replaced(given: Mapping[IKMConv2d, Tensor]) -> Callable:
     """What `attending` takes to give these layers this attention, and the others their own."""
-    return lambda layer, own: given[layer] if layer in given else own()
+    return lambda layer, own: given.get(layer)
 
 
 def training_mean(model: SRNetwork, run: Run) -> dict[IKMConv2d, Tensor]:
