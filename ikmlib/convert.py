@@ -29,8 +29,6 @@ from ikmlib.layers import OPTIONS, IKMConv2d, check_options
 
 def obstacle(module: nn.Module) -> str | None:
     """Why `convert` cannot modulate this layer; None if it can."""
-    if isinstance(module, IKMConv2d):
-        return "it is already modulated"
     if type(module) is not nn.Conv2d:   # a subclass has a forward of its own, which would be lost
         return f"it is {type(module).__name__}, not nn.Conv2d"
     if module.groups > 1:
