@@ -42,23 +42,6 @@ def obstacle(module: nn.Module) -> str | None:
     return None
 
 
-def _chosen(module: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Conv2d]:
-    """First name -> layer of what the patterns choose among plain layers and modulated ones.
-
-    Raises ValueError for a pattern that fits none of them.
-    """
-    every, chosen = dict(module.named_modules(remove_duplicate=False)), set()   # a shared layer has several names
-    able = {name: child for name, child in every.items() if isinstance(child, IKMConv2d) or obstacle(child) is None}
-    for pattern in patterns:
-        matching = {child for name, child in able.items() if fnmatchcase(name, pattern)}
-        if not matching:
-            why = (obstacle(every[pattern]) if pattern in every else
-                   f"it is none of {', '.join(able)}" if able else "no layer can be")
-            raise ValueError(f"layer {pattern!r} cannot be converted: {why}")
-        chosen |= matching
-    return {name: child for name, child in module.named_modules() if child in chosen}
-
-
 def convert(module: nn.Module, where: str | Sequence[str] = "*", *, gradient: str = "iso",
             tau: float | str = 0.0, strict: bool = False, transform: str = "sigmoid",
             context: str = "own") -> tuple[str, ...]:
@@ -75,7 +58,16 @@ def convert(module: nn.Module, where: str | Sequence[str] = "*", *, gradient: st
     """
     options = dict(gradient=gradient, tau=tau, strict=strict, transform=transform, context=context)
     check_options(**options)
-    layers = _chosen(module, [where] if isinstance(where, str) else where)
+    every, chosen = dict(module.named_modules(remove_duplicate=False)), set()   # a shared layer has several names
+    able = {name: child for name, child in every.items() if isinstance(child, IKMConv2d) or obstacle(child) is None}
+    for pattern in [where] if isinstance(where, str) else where:
+        matching = {child for name, child in able.items() if fnmatchcase(name, pattern)}
+        if not matching:
+            why = (obstacle(every[pattern]) if pattern in every else
+                   f"it is none of {', '.join(able)}" if able else "no layer can be")
+            raise ValueError(f"layer {pattern!r} cannot be converted: {why}")
+        chosen |= matching
+    layers = {name: child for name, child in module.named_modules() if child in chosen}   # by their first names
     if not layers:
         raise ValueError("nothing to convert: no layer is named")
     if modulated := [name for name, child in layers.items() if isinstance(child, IKMConv2d)]:
