@@ -38,8 +38,7 @@ def read_picture(path: str | os.PathLike) -> Image.Image:
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
     """The pixels of `read_picture`: uint8 (H, W, 3), or (H, W, 1) if they are stored as grey."""
-    pixels = np.array(read_picture(path))
-    return pixels if pixels.ndim == 3 else pixels[:, :, None]
+    return np.atleast_3d(np.array(read_picture(path)))
 
 
 def _refusal(image: Image.Image, data: bytes) -> str:
