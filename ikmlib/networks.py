@@ -84,7 +84,7 @@ def save(network: nn.Module, path: str | Path, **about) -> None:
     if known is None or repr(network) != repr(build_model(known, network.scale)):
         raise ValueError(f"this {type(network).__name__} is not as `build_model` builds it, so that no weights file "
                          "can say what it is; keep its state_dict with torch.save")
-    arch = {} if isinstance(known, str) else json.loads(json.dumps(asdict(known)))
+    arch = {} if isinstance(known, str) else asdict(known)
     spec = {"arch": arch, "peer": "" if arch else known, "scale": network.scale}
     write(Path(path), network.state_dict(), {**about, "spec": spec})
 
