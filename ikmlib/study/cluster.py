@@ -24,7 +24,7 @@ RETRIES = 100       # of a task whose node died; an error of the training itself
 
 def _train(run: Run, runs: Sequence[Run], end: float) -> int:
     """One task: `training.train_runs` of one of the runs, until `end` in seconds since the epoch."""
-    training.refuse_mixture(runs, records.default_device())
+    training.refuse_mixture(runs)
     return training.train_runs([run], deadline=time.monotonic() + end - time.time(), show=False)
 
 

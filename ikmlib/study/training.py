@@ -49,18 +49,18 @@ def kept(run: Run) -> bool:
         or run.profile == "cpu-long" and run.arch in (experiments.UHDB, vanilla, experiments.UHDN))
 
 
-def refuse_mixture(runs: Iterable[Run], device: torch.device) -> None:
+def refuse_mixture(runs: Iterable[Run]) -> None:
     """Raise ValueError if finished runs were trained on another kind of device, or at another precision, than here: a
     comparison may not mix them. Versions and instruction sets may differ; records name them."""
-    mine = device.type == "cuda", records.here(device)["precision"]
+    here = records.here(records.default_device())
     for run in runs:
         if run.finished:
-            record = records.read_record(run.folder)
-            theirs = not record["device"].endswith(" cores"), record["precision"]
-            if theirs != mine:
-                raise ValueError(f"{run.id} was trained on {record['device']} in {record['precision']}; its "
-                                 f"comparisons cannot be completed on {records.here(device)['device']} in {mine[1]}. "
-                                 "Set IKM_RESULTS to a folder of its own for this machine")
+            there = records.read_record(run.folder)
+            kinds = {(where["device"].endswith(" cores"), where["precision"]) for where in (here, there)}   # of a CPU
+            if len(kinds) > 1:
+                raise ValueError(f"{run.id} was trained on {there['device']} in {there['precision']}; its comparisons "
+                                 f"cannot be completed on {here['device']} in {here['precision']}. Set IKM_RESULTS to "
+                                 "a folder of its own for this machine")
 
 
 def train_runs(runs: Iterable[Run], *, deadline: float = math.inf, show: bool = True) -> int:
@@ -72,7 +72,7 @@ def train_runs(runs: Iterable[Run], *, deadline: float = math.inf, show: bool = 
     """
     runs, diverged = list(dict.fromkeys(runs)), 0
     if not all(run.finished or run.diverged for run in runs):
-        refuse_mixture(runs, records.default_device())
+        refuse_mixture(runs)
     for run in runs:
         if time.monotonic() >= deadline:
             break
