@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -143,7 +142,7 @@ def status(profile: Profile | None = None) -> pd.DataFrame:
     finished = [(run, records.read_record(run.folder)) for run in queue(profile) if run.finished]
     paces = [record["train_seconds"] / work(run) for run, record in finished
              if record["device"].split(",")[0] == device]
-    pace = np.median(paces) if paces else math.nan   # seconds
+    pace = pd.Series(paces, dtype=float).median()   # seconds
     for row in _rows(profile):
         runs = [run for run in dict.fromkeys(run for seed in row.seeds for run in row.runs(seed)) if run not in seen]
         seen.update(runs)
