@@ -383,8 +383,7 @@ def curves(plan: pd.DataFrame) -> pd.DataFrame:
 
 
 def _gather(plan: pd.DataFrame, read: Callable[[Run], pd.DataFrame], columns: list[str]) -> pd.DataFrame:
-    rows = [(run.id, run.status) for run in plan.run]
-    named = plan.drop(columns="run").join(pd.DataFrame(rows, plan.index, ["run", "state"], dtype=object))
+    named = plan.assign(run=plan.run.map(lambda run: run.id), state=plan.run.map(lambda run: run.status))
     finished = {run.id: read(run).assign(run=run.id) for run in plan.run if run.finished}
     found = pd.concat(finished.values()) if finished else pd.DataFrame(columns=["run", *columns])
     return named.merge(found, on="run", how="left")
