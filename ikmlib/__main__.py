@@ -17,14 +17,14 @@ def _parser() -> argparse.ArgumentParser:
     """All commands. Of the one given, `args.act` is the function and `args.parser` the parser."""
     parser = argparse.ArgumentParser(prog="python -m ikmlib", description="The IKM / U-HDN reproducibility study.")
     commands = parser.add_subparsers(dest="command", required=True)
-    profile, only, training = (argparse.ArgumentParser(add_help=False) for _ in range(3))
+    profile, work = (argparse.ArgumentParser(add_help=False) for _ in range(2))
     profile.add_argument("--profile", metavar="NAME", choices=("auto", *config.PROFILES),
                          help=f"auto, {', '.join(config.PROFILES)}. Default: auto, which is small where CUDA is, else "
                          "smoke; of train and status without CUDA: the plan, across cpu and cpu-long")
-    only.add_argument("--only", metavar="NN", action="extend", default=[], type=lambda s: s.replace(",", " ").split(),
+    work.add_argument("--only", metavar="NN", action="extend", default=[], type=lambda s: s.replace(",", " ").split(),
                       help="only this notebook or its runs, by number (04) or name; repeatable, or a comma list")
-    training.add_argument("--jobs", type=int, help="runs at once (default: one a core; on a GPU what fits, at most 4)")
-    training.add_argument("--no-download", action="store_true", help="use what is installed, or embedded photographs")
+    work.add_argument("--jobs", type=int, help="runs at once (default: one a core; on a GPU what fits, at most 4)")
+    work.add_argument("--no-download", action="store_true", help="use what is installed, or embedded photographs")
 
     def command(act, *parents: argparse.ArgumentParser, epilog: str = "") -> argparse.ArgumentParser:
         sub = commands.add_parser(act.__name__, help=act.__doc__, description=act.__doc__, parents=parents,
@@ -32,11 +32,11 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(act=act, parser=sub)
         return sub
 
-    sub = command(run, profile, only, training, epilog="profiles:\n" + "\n".join(
+    sub = command(run, profile, work, epilog="profiles:\n" + "\n".join(
         f"  {p.name:10} {p.summary}" for p in config.PROFILES.values()))
     sub.add_argument("--no-train", action="store_true", help="train nothing, measure nothing costly anew")
     sub.add_argument("--dry-run", action="store_true", help="check the arguments, name the notebooks, do nothing")
-    sub = command(train, profile, only, training)
+    sub = command(train, profile, work)
     sub.add_argument("--time-limit", type=float, metavar="SECONDS", default=float("inf"),
                      help="stop, with everything saved, after this long; loading or scoring is cut off a minute later")
     sub.add_argument("--ray", nargs="?", const="", metavar="ADDRESS",
