@@ -219,9 +219,9 @@ def here(device: torch.device) -> dict[str, str]:
             "precision": "float32, TF32 convolutions" if tf32 else "float32"}
 
 
-def provenance(run: Run, trainer: Trainer, left_out: tuple[str, ...]) -> dict:
+def provenance(run: Run, trainer: Trainer, left_out: tuple[str, ...], tested: Iterable[str] = ()) -> dict:
     """What a run is and where its numbers come from: on what its training started (`here`) and, in `continued`, each
-    later change of that with the first update done there; time; cost; the pixels of the training images."""
+    later change of that with the first update done there; time; cost; the pixels of training and of `tested` sets."""
     (_, first), *later = trainer.progress.stretches
     seconds, (params, multi_adds) = trainer.progress.seconds, run.cost
     return {
@@ -230,7 +230,8 @@ def provenance(run: Run, trainer: Trainer, left_out: tuple[str, ...]) -> dict:
         "finished_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "train_seconds": round(seconds, 1),
         "updates_per_second": round(trainer.progress.update / max(seconds, 1e-9), 3),
         "params": params, "multi_adds": multi_adds,
-        "pixels_sha256": {name: datasets.pixels_sha256(name) for name in run.data}, "left_out_images": list(left_out),
+        "pixels_sha256": {name: datasets.pixels_sha256(name) for name in (*run.data, *tested)},
+        "left_out_images": list(left_out),
     }
 
 
@@ -299,9 +300,7 @@ def train(run: Run, *, deadline: float = math.inf, show: bool = True) -> bool:
         files.write_csv(run.folder / "scores.csv", pd.concat(scores, names=["set"]).reset_index("set"))
         files.write_csv(run.folder / "curve.csv", pd.DataFrame(trainer.progress.curve))
         files.save_torch({"key": run.id, "model": trainer.model.state_dict()}, run.folder / "weights.pt")
-        record = {**provenance(run, trainer, left_out), "files": digests(run.folder)}
-        record["pixels_sha256"] |= {name: datasets.pixels_sha256(name) for name in tested}
-        write_record(run, record)
+        write_record(run, {**provenance(run, trainer, left_out, tested), "files": digests(run.folder)})
         checkpoint.unlink(missing_ok=True)
         return True
 
