@@ -48,7 +48,7 @@ def replaced(given: Mapping[IKMConv2d, Tensor]) -> Callable:
 
 def training_mean(model: SRNetwork, run: Run) -> dict[IKMConv2d, Tensor]:
     """The attention of each layer, mean over FROZEN_BATCHES of the batches that the run was trained on."""
-    sampler, _, _ = training_data(run.data, run.scale, run.patch, str(next(model.parameters()).device))
+    sampler, _, _ = training_data(run.data, run.scale, run.patch, str(records.default_device()))
     batches = [attention_of(model, model, sampler.batch(run.seed, u, run.batch)[0])
                for u in range(min(FROZEN_BATCHES, run.updates))]
     return {layer: torch.stack([batch[layer] for batch in batches]).mean(0) for layer in batches[0]}
