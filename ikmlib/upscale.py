@@ -77,10 +77,9 @@ def upscale(inputs: list[Path], out: Path, scale: int | None = None, weights_fil
     `weights.load` do.
     """
     weights_file = weights_file or weights.best(scale or 2)
-    network, _ = weights.load(weights_file, scale)
-    network = network.to(records.default_device(), memory_format=torch.channels_last)
+    network = weights.load(weights_file, scale)[0].to(records.default_device())
     written, there, failed, sources = [], [], [], {}
-    for source, target in tqdm(plan(inputs, out, network.scale), Path(weights_file).stem, unit="file", disable=None):
+    for source, target in tqdm(plan(inputs, out, network.scale), weights_file.stem, unit="file", disable=None):
         try:
             if (first := sources.setdefault(target.absolute(), source)) != source:
                 raise ValueError(f"its result would be {target}, like that of {first}: rename one of them")
