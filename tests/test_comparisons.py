@@ -228,9 +228,12 @@ def test_the_whole_network_is_judged_alone(results, executed, bonus, verdict):
 
 
 @pytest.mark.parametrize(("bonus", "scatter", "verdict", "outcome", "told"), [
-    (0.1, 0, "supported", "holds", "IKM gains"), (-0.1, 0, "not supported", "fails", "IKM loses"),
-    (-0.002, 0.006, "not supported", "fails", "IKM gains less than 0.02 dB, if anything"),
-    (0.01, 0.03, "undecided", "is undecided", "it is undecided whether IKM gains")])
+    (0.1, 0, "supported", "*holds*: its interval lies above 0.", "IKM gains"),
+    (-0.1, 0, "not supported", "*fails*: its interval lies below 0.02 dB.", "IKM loses"),
+    (-0.002, 0.006, "not supported", "*fails*: its interval lies below 0.02 dB.",
+     "IKM gains less than 0.02 dB, if anything"),
+    (0.01, 0.03, "undecided", "is *undecided*: its interval contains 0 and reaches above 0.02 dB.",
+     "it is undecided whether IKM gains")])
 def test_the_primary_endpoint_is_told_first_while_all_else_waits(
         results, executed, bonus, scatter, verdict, outcome, told):
     plan = planned(LONG, "table3").query("block == 'U-HDB'")
@@ -245,10 +248,10 @@ def test_the_primary_endpoint_is_told_first_while_all_else_waits(
         "on 1/200 of the pixels of the paper's ablations, as we read its budget (`cpu-long`). Finished: 20 of 20 runs.")
     for claim, said in page.verdicts.items():
         writes.verdict(claim, **said)
-    endpoint, (_, _, verdicts, waits) = report.primary(), report.opening().split("\n\n")
+    endpoint, (_, _, _, verdicts, waits) = report.primary(), report.opening().split("\n\n")
     assert f"looked hardest, {told}.** " in endpoint and "with 10 seeds" in endpoint
-    assert f"prints +0.09 dB on Set5; it {outcome}. The minimum" in endpoint
-    assert f"claims: 1 {verdict}; 1 waiting for runs; 1 not tested" in verdicts and "runs:** C1. Finished" in waits
+    assert "prints +0.09 dB on Set5. This" in endpoint and endpoint.endswith(f"before the runs, the gain {outcome}")
+    assert f"claims: 1 {verdict} (C1 U-HDB); 1 not tested" in verdicts and "runs:** C1. Finished" in waits
     notebook.Page("04_table3_attention", CPU).verdict("C1", paper="p", ours="o", because="b", verdict="mixed")
     assert "runs:** nothing; at `cpu-long`: C1. Finished" in report.opening()
     row = "| x | [04](results/cpu/notebooks/04_table3_attention.ipynb) | {} |"

@@ -210,6 +210,8 @@ def test_the_picture_of_all_claims_shows_what_has_a_result_or_a_printed_number(r
                         ("C9, PSNR", [("U-HDN+IKM − IDN", 0.2, 0.875, "holds", "")])):
         page.verdict(claim, verdict="mixed", comparisons=judged(*rows), **WORDS)
     axes, = book.figure_claims(report.best(), 3.9).axes
+    paper_first = book.figure_claims(report.gains()[::-1], 6.2).axes[0].texts   # in the order given; what waits is out
+    assert [text.get_text() for text in paper_first][0] == "DB: IKM − none"
     assert [text.get_text() for text in axes.texts] == [
         "RB: IKM − none (6 of 10 runs)", "C1 IKM beats vanilla convolution: mixed (cpu)", "DB: IKM − none",
         "U-HDN+IKM − IDN", "C9 U-HDN+IKM has the best PSNR: mixed (cpu)"]
@@ -258,8 +260,8 @@ def test_ours_on_set5_alone_is_of_the_images_that_the_paper_scores(results):
 def test_the_first_sentences_count_verdicts_and_tell_every_complete_gain(results):
     added, decided, waiting = report.opening().split("\n\n")
     assert decided.endswith("claims: none. On this study's own questions: none.")
-    assert "of 0 complete comparisons, the interval lies above 0 in 0, below 0 in 0, and contains 0 in 0. PSNR" in added
-    fold, none, end = report.decided().split("\n\n")
+    assert "of 0 complete comparisons, the interval lies above 0 in 0, below 0 in 0, and contains 0 in 0." in added
+    fold, none, _, end = report.decided().split("\n\n")
     assert (fold[:9], none, end) == ("<details>", "", "</details>")
     assert waiting.endswith("0 of 314 runs.") and report.primary().endswith("Finished: 0 of 20 runs.")
     verdict_at("cpu", "08_fig9_threshold", {"C4, zero": "supported", "C4, median": "not supported"})
@@ -280,18 +282,19 @@ def test_the_first_sentences_count_verdicts_and_tell_every_complete_gain(results
         columns=["network", "view", "contrast", "images", "difference_db", "low_db", "high_db"]))
     trained(experiments.planned(config.PROFILES["cpu"], "same_budget").run)
     verdict_at("cpu", "12_controls", {"E1, own, RB": "not supported", "E1, own, U-HDB": stats.WAITS})
-    added, table, authors, decided, waiting = report.opening().split("\n\n")
-    _, claims, _ = report.decided().split("\n\n")
+    added, table, legend, authors, decided, waiting = report.opening().split("\n\n")
+    _, claims, limit, _ = report.decided().split("\n\n")
     assert ("of 2 complete comparisons, the interval lies above 0 in 2, below 0 in 0, and contains 0 in 0. That the "
-            "image's own attention is why (E1): not supported in RB. PSNR") in added
+            "image's own attention is why (E1) is not supported in RB.") in added and "above -0.02 dB" in limit
     assert table.splitlines()[2:] == [   # Table III's first
-        "| C1 RB: IKM − none | +0.05 | +0.250 [+0.240, +0.260] dB | 0.015 | undecided | 5 | cpu |",
-        "| Beside C9 U-HDN+IKM − U-HDN | – | +0.500 [+0.490, +0.510] dB | 0.015 | holds | 3 | cpu |"]
+        "| C1 RB: IKM − none | cpu | 5 | +0.05 | +0.250 [+0.240, +0.260] dB | 0.015 | undecided |",
+        "| Beside C9 U-HDN+IKM − U-HDN | cpu | 3 | – | +0.500 [+0.490, +0.510] dB | 0.015 | holds |"]
+    assert legend.startswith("PSNR is in dB") and legend.endswith("no claim.")
     assert authors.endswith("changes by -0.020 to -0.020 dB (CoMo-S x2, whole images; exploratory, and no comparison "
                             "of trainings).")
-    assert decided.partition(": ")[2] == ("1 supported; 1 not supported; 1 mixed; 1 waiting for runs; 2 not tested "
-                                          "at this budget. On this study's own questions: 1 supported; "
-                                          "1 not supported; 1 waiting for runs.")
+    assert decided.partition(": ")[2] == (   # those that wait are named after these
+        "1 supported (C4 zero); 1 not supported (C4 median); 1 mixed (C1); 2 not tested at this budget (C5, C9 Table "
+        "II). On this study's own questions: 1 supported (P1); 1 not supported (E1 RB).")
     assert claims.splitlines() == [
         "- **C1 IKM beats vanilla convolution: mixed** (`cpu`). O.",
         "- **C4 threshold 0 is at least as good: supported** (`cpu`). C4, zero at cpu.",
@@ -349,7 +352,7 @@ def test_the_front_page_is_written_between_its_markers_alone(results):
     page.verdict("C4, median", verdict=stats.WAITS, **WORDS | {"ours": "3 of 6 runs; 12 times as slow"},
                  comparisons=judged(("median − 0", np.nan, np.nan, "waits", "3 of 6 runs")))
     made = report.readme(FRONT)
-    told = "C4 zero: **supported**; C4 median: 3 of 6 runs"
+    told = "C4 zero: **supported**; C4 median: waits, 3 of 6 runs"
     found = f"{report.opening()}\n\n{report.decided()}"
     assert made.replace(found, "old").replace(told, "old") == FRONT
     assert report.readme(made) == made and report.readme("no markers") == "no markers"
