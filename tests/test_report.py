@@ -210,8 +210,9 @@ def test_the_picture_of_all_claims_shows_what_has_a_result_or_a_printed_number(r
                         ("C9, PSNR", [("U-HDN+IKM − IDN", 0.2, 0.875, "holds", "")])):
         page.verdict(claim, verdict="mixed", comparisons=judged(*rows), **WORDS)
     axes, = book.figure_claims(report.best(), 3.9).axes
-    paper_first = book.figure_claims(report.gains()[::-1], 6.2).axes[0].texts   # in the order given; what waits is out
-    assert [text.get_text() for text in paper_first][0] == "DB: IKM − none"
+    gains = book.figure_claims(report.gains()[::-1], 6.2).axes[0].texts   # in the order given; what waits is out
+    assert gains[0].get_text() == "DB: IKM − none"
+    assert report.once(report.best()[::-1]).comparison.tolist() == report.once(report.best()).comparison.tolist()[::-1]
     assert [text.get_text() for text in axes.texts] == [
         "RB: IKM − none (6 of 10 runs)", "C1 IKM beats vanilla convolution: mixed (cpu)", "DB: IKM − none",
         "U-HDN+IKM − IDN", "C9 U-HDN+IKM has the best PSNR: mixed (cpu)"]

@@ -74,7 +74,8 @@ def once(rows: pd.DataFrame) -> pd.DataFrame:
     claim that is about it alone does ("C1, U-HDB", not "C1"). Order and columns stay."""
     several = rows.duplicated(["claim", "profile"], keep=False)   # of claims about other comparisons, too
     order = (2 * (rows.outcome == "waits") + several).sort_values(kind="stable").index
-    return rows.loc[order].drop_duplicates(["comparison", "profile"]).sort_index()
+    kept = rows.loc[order].drop_duplicates(["comparison", "profile"]).index
+    return rows[rows.index.isin(kept)]
 
 
 def gains(claims: str = "C1(,|$)|Beside") -> pd.DataFrame:
