@@ -200,26 +200,30 @@ def claim(found: Found, profile: Profile, *, paper: str, holds: str, margin: flo
         why += f" By each comparison's own standard deviation the verdict would be: {own}." * (own != verdict)
     rows = table(found).assign(unit=[d.unit for d in found.values()], outcome=said.values(),
                                detectable_db=lambda rows: rows.detectable_db - margin)
-    return {"paper": paper, "ours": _ours_in_words(found, said), "comparisons": rows.rename(columns=_NAMES)[JUDGED],
-            "verdict": verdict, "because": f"{holds} {why}"}
+    rows = rows.rename(columns=_NAMES)[JUDGED]
+    return {"paper": paper, "ours": _ours_in_words(found, rows), "comparisons": rows, "verdict": verdict,
+            "because": f"{holds} {why}"}
 
 
-def _ours_in_words(found: Found, said: Mapping[str, str]) -> str:
-    """The comparisons of a claim in one line, with the range of each outcome's means; while one waits, how many of the
-    claim's runs are finished."""
+def tally(rows: pd.DataFrame) -> str:
+    """The outcomes of a claim's comparisons, with the range of each one's means: "2 hold (+0.043 to +0.071 dB)"."""
+    told = []
+    for outcome, these in rows.groupby("outcome", sort=False):
+        ends = " to ".join(dict.fromkeys(map(signed, (these.ours.min(), these.ours.max()))))
+        told.append(f"{len(these)} {outcome if len(these) == 1 else outcome.removesuffix('s')}"
+                    + f" ({ends} {rows.unit.iloc[0]})" * (rows.unit.nunique() == 1))
+    return ", ".join(told)
+
+
+def _ours_in_words(found: Found, rows: pd.DataFrame) -> str:
+    """The comparisons of a claim in one line; while one waits, how many of the claim's runs are finished."""
     if len(found) == 1:
         return str(*found.values())
-    if "waits" in said.values():
+    if "waits" in rows.outcome.values:
         states = dict(state for d in found.values() for state in d.states)
         complete = f"{sum(d.seeds >= MIN_SEEDS for d in found.values())} of {len(found)} comparisons complete"
         return f"{states_in_words(states.values())}, {complete}" if states else complete
-    told, units = [], {d.unit for d in found.values()}
-    for outcome in dict.fromkeys(said.values()):
-        means = sorted(found[name].mean for name in found if said[name] == outcome)
-        ends = " to ".join(dict.fromkeys(signed(mean) for mean in (means[0], means[-1])))
-        told.append(f"{len(means)} {outcome if len(means) == 1 else outcome.removesuffix('s')}"
-                    + f" ({ends} {next(iter(units))})" * (len(units) == 1))
-    return f"{len(found)} comparisons: {', '.join(told)}"
+    return f"{len(found)} comparisons: {tally(rows)}"
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
