@@ -144,7 +144,9 @@ def _difference(weights: Mapping[tuple, float], declared: Sequence[pd.DataFrame]
     if deviation is not None:
         norm = np.sqrt(sum(weight ** 2 for weight in weights.values()) / len(seeds))
         deviation = deviation[0] * norm, deviation[1]
-    return replace(paired(table.to_numpy(dtype=float).T, deviation), runs=waiting.runs, states=waiting.states)
+    answer = replace(paired(table.to_numpy(dtype=float).T, deviation), runs=waiting.runs, states=waiting.states)
+    five = table[table.index.get_level_values("set") == "Set5"]
+    return replace(answer, set5=paired(five.to_numpy(dtype=float).T).interval) if len(five) else answer
 
 
 def table(found: Found) -> pd.DataFrame:
@@ -152,11 +154,12 @@ def table(found: Found) -> pd.DataFrame:
     rows = []
     for name, d in found.items():
         errors = [value for error in (*d.errors, (None, None), (None, None)) for value in error][:4]
-        rows.append((name, d.paper, *d.interval, d.own_low, d.own_high, d.detectable, d.images or None, d.seeds or None,
-                     d.runs, *errors))
+        rows.append((name, d.paper, *d.interval, d.own_low, d.own_high, d.detectable, *d.set5, d.images or None,
+                     d.seeds or None, d.runs, *errors))
     frame = pd.DataFrame(rows, columns=["contrast", "gain_db_paper", "gain_db_ours", "low_db", "high_db", "own_low_db",
-                                        "own_high_db", "detectable_db", "images", "seeds", "runs", "images_error_db",
-                                        "images_freedom", "seeds_error_db", "seeds_freedom"])
+                                        "own_high_db", "detectable_db", "set5_db", "set5_low_db", "set5_high_db",
+                                        "images", "seeds", "runs", "images_error_db", "images_freedom",
+                                        "seeds_error_db", "seeds_freedom"])
     return frame.astype({"images": "Int64", "seeds": "Int64"} | dict.fromkeys(frame.columns[-4:], float))
 
 
@@ -164,6 +167,7 @@ def table(found: Found) -> pd.DataFrame:
 
 _NAMES = {"contrast": "comparison", "gain_db_paper": "paper", "gain_db_ours": "ours", "low_db": "low",
           "high_db": "high", "own_low_db": "own_low", "own_high_db": "own_high", "detectable_db": "detectable",
+          "set5_db": "set5", "set5_low_db": "set5_low", "set5_high_db": "set5_high",
           "unit": "unit", "outcome": "outcome", "seeds": "seeds", "runs": "runs"}
 JUDGED = [*_NAMES.values()]   # columns of comparisons in claims.csv: those of `table`, `detectable` less the margin
 

@@ -216,9 +216,9 @@ def _text(value, column: str) -> str:
 
 def readable(frame: pd.DataFrame) -> pd.DataFrame:
     """A frame of records as text: `x_ours` and `x_sd` become one column "x ours" (± sd). The standard errors of
-    contrasts and their degrees of freedom are left out."""
+    contrasts and their degrees of freedom are left out, and what it is on Set5 alone."""
     shown = {column: [_text(value, column) for value in frame[column]] for column in frame
-             if not re.search("_error_db$|_freedom$", column)}
+             if not re.search("^set5_|_error_db$|_freedom$", column)}
     for column in [column for column in shown if column.endswith("_ours")]:
         spread = shown.pop(f"{column.removesuffix('ours')}sd", [])
         shown[column] = [f"{text} ± {sd}".removesuffix(" ± –")
@@ -232,11 +232,12 @@ def differences(rows: pd.DataFrame) -> pd.DataFrame:
     for row in rows.itertuples():
         pooled = Difference(row.ours, row.low, row.high, unit=row.unit, runs="–")
         own = f"[{signed(row.own_low)}, {signed(row.own_high)}]" if pooled.known else "–"
+        five = Difference(row.set5, row.set5_low, row.set5_high, unit=row.unit, runs="–")
         detectable = "–" if pd.isna(row.detectable) else signed(row.detectable).removeprefix("+")
         paper = "–" if pd.isna(row.paper) else f"{row.paper:+.2f}"
-        told.append((row.comparison, paper, str(pooled), own, detectable, row.outcome, row.runs))
+        told.append((row.comparison, paper, str(pooled), own, str(five), detectable, row.outcome, row.runs))
     return pd.DataFrame(told, rows.index, ["comparison", "paper", "ours, 95 % interval", "interval of its own",
-                                           "minimum detectable effect", "outcome", "runs"])
+                                           "ours, Set5 alone", "minimum detectable effect", "outcome", "runs"])
 
 
 def markdown_table(frame: pd.DataFrame) -> str:

@@ -45,7 +45,8 @@ def half_width(errors: Errors, level: float = 0.05) -> float:
 class Difference:
     """A paired difference: its mean, its 95 % interval, and how many seeds and images it rests on. `low` and `high` are
     made of `errors`, which may hold a standard deviation over seeds that was pooled over networks. `own_low` and
-    `own_high` are made of `own_errors`, this difference's own. While declared runs are missing, the mean is NaN.
+    `own_high` are made of `own_errors`, this difference's own; `set5` is the mean with such an interval of the images
+    of Set5 alone. While declared runs are missing, the mean is NaN.
     """
 
     mean: float = float("nan")
@@ -59,6 +60,7 @@ class Difference:
     runs: str = ""                # how many of the declared runs are finished, such as "6 of 10 runs"
     states: tuple[tuple[str, str], ...] = ()   # of each declared run: its id, and finished, diverged or missing
     own_errors: Errors = ()
+    set5: tuple[float, float, float] = (float("nan"),) * 3   # NaN where Set5 is not among its images
 
     @property
     def known(self) -> bool:
