@@ -40,6 +40,7 @@ def test_the_declared_seeds():
     assert {control for (block, control), of in controls.items() if of == [0, 1, 2, 3, 4]} == five
     assert {len(of) for of in controls.values()} == {3, 5} and controls["RB", "shuffled"] == [0, 1, 2]
     assert set(map(tuple, seeds(CPU, "rates").values())) == {(0,)}
+    assert seeds(CPU, "half") == {("U-HDB", attention): [5, 6, 7, 8, 9] for attention in ("none", "IKM")}
     for part in ("table4", "table5", "fig8", "fig9", "fig11", "quarter", "same_budget"):
         assert set(map(tuple, seeds(CPU, part).values())) == {(0, 1, 2)}
     assert {batch: tuple(of) for (_, batch, _), of in seeds(CPU, "fig10").items()} == {
@@ -61,10 +62,10 @@ def test_one_comparison_is_finished_after_the_other(monkeypatch):
     runs = training.queue(None)
     assert len(set(runs)) == len(runs) == len({(run.profile, run.id) for run in runs})
     lines = {line: {run for row in PLAN if row.line == line for seed in row.seeds for run in row.runs(seed)}
-             for line in "abcdefg"}
+             for line in "abcdefgh"}
     assert set(runs) == set().union(*lines.values())
-    firsts = [min(runs.index(run) for run in lines[line] - set().union(*(lines[x] for x in "abcdefg" if x < line)))
-              for line in "abcdefg"]
+    firsts = [min(runs.index(run) for run in lines[line] - set().union(*(lines[x] for x in "abcdefgh" if x < line)))
+              for line in "abcdefgh"]
     assert firsts == sorted(firsts)
     table3 = {run for row in PLAN if (row.line, row.part) == ("a", "table3") for seed in row.seeds
               for run in row.runs(seed)}
@@ -118,6 +119,7 @@ def test_rungs_rates_and_repetitions_differ_in_one_thing():
             assert run == replace(own, **{change: getattr(run, change)}) != own
     assert {run.updates for run in experiments.quarter(CPU).values()} == {CPU.updates // 4}
     assert {run.rate / CPU.rate for run in experiments.rates(CPU).values()} == {0.5, 2.0}
+    assert {run.rate / CPU.rate for run in experiments.half(CPU).values()} == {0.5}
 
 
 def test_the_cpu_profiles_use_the_recipe_that_was_chosen():

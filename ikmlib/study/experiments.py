@@ -61,6 +61,12 @@ def rates(profile: Profile) -> Cells:
             for factor in RATE_FACTORS for cell, run in _gain(profile).items()}
 
 
+def half(profile: Profile) -> Cells:
+    """U-HDB without and with IKM at half the rate: `rates` on new seeds."""
+    return {(block, attention): run for (block, attention, factor), run in rates(profile).items()
+            if (block, factor) == ("U-HDB", 0.5)}
+
+
 def again(profile: Profile) -> Cells:
     """U-HDB without and with IKM, trained a second time with the images of every batch in reverse order: the same
     mathematics in another order of summation."""
@@ -213,6 +219,7 @@ PARTS = {
     "fig9": Part("08_fig9_threshold", ("tau",), fig9),
     "fig11": Part("10_fig11_hourglass", ("order",), fig11),
     "rates": Part("04_table3_attention", (*_GRID, "rate_factor"), rates),
+    "half": Part("04_table3_attention", _GRID, half),
     "again": Part("99_report", _GRID, again),
     "table1": Part("02_table1_lightweight", ("scale",), table1),
     "table2": Part("03_table2_high_fidelity", ("network",), table2),
@@ -254,7 +261,7 @@ class Row:
 ONE, THREE, MORE, FIVE = (0,), (0, 1, 2), (3, 4), (0, 1, 2, 3, 4)
 _COLUMNS, _ADDED = {"attention": ("none", "IKM")}, (FASTER, "softmax, strict")
 _UHDB, _GAIN, _SCALE_OR_CONTEXT = ("U-HDB",), ("none", "IKM"), ("constant 1.5", "shuffled")
-# Lines a to g in order of priority. Within a line one part is finished after the other, and within a part all networks
+# Lines a to h in order of priority. Within a line one part is finished after the other, and within a part all networks
 # of one seed before those of the next. Declared before the runs: results/PLAN.md.
 PLAN = (
     Row("a", "cpu", "table3", THREE), Row("a", "cpu", "table3", MORE, _COLUMNS), Row("a", "cpu", "fig5", THREE),
@@ -273,6 +280,7 @@ PLAN = (
     Row("f", "cpu-long", "table3", (5, 6, 7), {"block": ("RB", "DB", "RDB"), **_COLUMNS}),
     Row("g", "cpu-long", "table1", ONE, {"scale": (2,)}),
     Row("g", "cpu-long", "table2", ONE, {"network": ("U-HDN+IKM",)}),   # the same run
+    Row("h", "cpu", "half", (5, 6, 7, 8, 9)),
     *(Row("smoke", "smoke", part, ONE, {"block": _UHDB} if part in ("quarter", "rates") else {}) for part in PARTS),
     *(Row(name, name, part, THREE) for name in ("small", "paper") for part in PARTS),
 )
