@@ -1,7 +1,5 @@
 """Command line: `python -m ikmlib run|train|status|data|report|verify|weights|upscale|score`. On a bare machine,
 `--help` and `run --dry-run` have to work, so that all other imports are inside the commands."""
-from __future__ import annotations
-
 import argparse
 import os
 import signal
@@ -22,8 +20,9 @@ def _parser() -> argparse.ArgumentParser:
                          help=f"auto, {', '.join(config.PROFILES)}. Default: auto, which is small where CUDA is, else "
                          "smoke; of train and status without CUDA: the plan, across cpu and cpu-long")
     work.add_argument("--only", metavar="NN", action="extend", default=[], type=lambda s: s.replace(",", " ").split(),
-                      help="only this notebook or its runs, by number (04) or name; repeatable, or a comma list")
-    work.add_argument("--jobs", type=int, help="runs at once (default: one a core; on a GPU what fits, at most 4)")
+                      help="only this notebook or its runs, by number (04) or name; repeatable, or comma-separated")
+    work.add_argument("--jobs", type=int, help="runs at once (default: one per core, at most 8; on a GPU "
+                      "as many as fit, at most 4; with --ray: parts of a GPU)")
     work.add_argument("--no-download", action="store_true", help="use what is installed, or embedded photographs")
 
     def command(act, *parents: argparse.ArgumentParser, epilog: str = "") -> argparse.ArgumentParser:
@@ -34,13 +33,13 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command(run, profile, work, epilog="profiles:\n" + "\n".join(
         f"  {p.name:10} {p.summary}" for p in config.PROFILES.values()))
-    sub.add_argument("--no-train", action="store_true", help="train nothing, measure nothing costly anew")
+    sub.add_argument("--no-train", action="store_true", help="train nothing, and take costly measurements from disk")
     sub.add_argument("--dry-run", action="store_true", help="check the arguments, name the notebooks, do nothing")
     sub = command(train, profile, work)
     sub.add_argument("--time-limit", type=float, metavar="SECONDS", default=float("inf"),
                      help="stop, with everything saved, after this long; loading or scoring is cut off a minute later")
     sub.add_argument("--ray", nargs="?", const="", metavar="ADDRESS",
-                     help="as tasks of a Ray cluster that shares IKM_RESULTS; without an address, on this machine")
+                     help="as tasks of a Ray cluster that shares IKM_RESULTS; default: one running here, or a new one")
     command(status, profile)
     sub = command(data)
     sub.add_argument("action", choices=("fetch", "verify"))
@@ -58,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--scale", type=int, choices=(2, 3, 4), help="default: what --weights is for, or 2")
     sub.add_argument("--weights", type=Path, metavar="FILE", help="default: the best of results/weights for the scale")
     sub = command(score, epilog="Low-resolution pictures are made as by MATLAB's imresize. Each goes through the\n"
-                  "network whole, as in the study, which takes about 1 GB of memory a megapixel at x2.")
+                  "network whole, as in the study, which takes about 0.6 GB per megapixel of the result at x2.")
     sub.add_argument("images", metavar="FOLDER_OR_SET", help="a folder of pictures, or Set5, BSD100 ... by name")
     sub.add_argument("--weights", type=Path, metavar="FILE", required=True, help="of `ikmlib.save`, or of the study")
     sub.add_argument("--scale", type=int, choices=(2, 3, 4), help="refuse weights that are for another scale")
@@ -67,12 +66,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code. Errors that a user can mend are one line on stderr and exit code 2."""
-    for stream in filter(None, (sys.stdout, sys.stderr)):   # None where it is closed
-        stream.reconfigure(encoding="utf-8", errors="backslashreplace")   # whatever the locale
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):   # it is not closed, nor a notebook's
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")   # whatever the locale
     args, unknown = _parser().parse_known_args(argv)
     if unknown:
         args.parser.error(f"unknown: {' '.join(unknown)}")   # with the usage of this very command
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):   # they stop as Ctrl-C does: save first
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):   # they stop as Ctrl-C does
         if signal.getsignal(number) != signal.SIG_IGN:   # as under nohup
             signal.signal(number, signal.default_int_handler)
     try:
@@ -126,6 +126,7 @@ def train(args: argparse.Namespace) -> int:
         from ikmlib.study import cluster
     except ModuleNotFoundError as error:
         raise ValueError(f"--ray needs Ray ({error}): pip install -e '.[ray]'") from error
+    training.prepare(profile, args.jobs, not args.no_download)
     return int(cluster.train(training.queue(profile, args.only), args.ray, args.jobs, args.time_limit) > 0)
 
 

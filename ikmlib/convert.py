@@ -17,8 +17,6 @@ batch, height and width, autocast, channels_last and second derivatives work as 
   (but for epsilon). With SGD or gradient clipping divide by R, or choose "autograd". "go" averages the attention over
   a process's images, so its outputs depend on R.
 """
-from __future__ import annotations
-
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 

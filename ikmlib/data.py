@@ -1,6 +1,4 @@
 """From images to mini-batches: MATLAB's imresize, the training/validation split, and the patch sampler."""
-from __future__ import annotations
-
 import hashlib
 import io
 from functools import lru_cache
@@ -83,8 +81,10 @@ def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
     return image[top:top + size, left:left + size]
 
 
-def to_rgb(image: np.ndarray) -> np.ndarray:
-    """(H, W, 1) or (H, W, 3) -> (H, W, 3)."""
+def to_rgb(image: np.ndarray, name: str = "") -> np.ndarray:
+    """uint8 (H, W, 1) or (H, W, 3) -> (H, W, 3). Raises ValueError, with the image's name, for anything else."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
+        raise ValueError(f"image {name} is {image.dtype} {image.shape}; allowed: uint8 (H, W, 3) and (H, W, 1)")
     return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
 
 
@@ -99,8 +99,8 @@ def split(names: tuple[str, ...]) -> tuple[dict[str, np.ndarray], dict[str, np.n
     """
     train, validation = {}, {}
     for name in names:
-        if datasets.SETS[name].role != "train":
-            raise ValueError(f"{name} is a {datasets.SETS[name].role} set: it must not be trained on")
+        if (role := datasets.image_set(name).role) != "train":
+            raise ValueError(f"{name} is a {role} set: it must not be trained on")
         for i, (image, pixels) in enumerate(datasets.load(name).items()):
             held_out = name in VALIDATION_EVERY and i % VALIDATION_EVERY[name] == 0
             if f"{name}/{image}" not in TEST_TWINS:
@@ -153,13 +153,14 @@ class PatchSampler:
     """Aligned, augmented LR/HR patch pairs cut on the device; batch u is a pure function of (seed, u).
 
     Every image is equally likely, then every position in it, then each of the 8 flips and rotations. All networks
-    trained with one seed see the same batches. `images`: uint8 (H, W, 3) each; `patch`: side of an LR patch, pixels.
-    Raises ValueError if there is no image or one is smaller than an HR patch.
+    trained with one seed see the same batches. `images`: uint8 (H, W, 3) or (H, W, 1) each; `patch`: side of an LR
+    patch, pixels. Raises ValueError if there is no image, or one is of another kind or smaller than an HR patch.
     """
 
     def __init__(self, images: dict[str, np.ndarray], scale: int, patch: int, *, device: torch.device | str = "cpu"):
         if not images:
             raise ValueError("no training images")
+        images = {name: to_rgb(image, name) for name, image in images.items()}
         for name, image in images.items():
             if min(image.shape[:2]) < patch * scale:
                 raise ValueError(f"image {name} of {image.shape[0]} x {image.shape[1]} pixels is smaller than an HR "

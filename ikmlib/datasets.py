@@ -5,8 +5,6 @@ A set is a folder of pictures in `IKM_DATA`, or in `config.cache_root()`, where 
 installed when it has as many pictures as the published set; `verify` says whether they are the published ones. Any
 other folder of `IKM_DATA` serves as a test set under its own name.
 """
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import os
@@ -211,13 +209,15 @@ def fetch(name: str) -> Path:
                              registry={path: sha256 for path, (_, sha256) in sources.items()}, retry_if_failed=3)
         for path in sources:   # not by pooch, whose threads would want to be the one that does it
             (cache / path).parent.mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(4) as pool:
+        with files.locked(cache / ".lock", wait=True), ThreadPoolExecutor(4) as pool:
+            if name in ARCHIVES and is_installed(name):   # another process was first
+                return folder
             done = pool.map(lambda path: store.fetch(path, downloader=download), sources)
             list(tqdm(done, name, len(sources), delay=2))
-        if name in ARCHIVES:
-            packed = cache / f"{spec.folder}.zip"
-            shutil.unpack_archive(packed, packed.parent)
-            packed.unlink()
+            if name in ARCHIVES:
+                packed = cache / f"{spec.folder}.zip"
+                shutil.unpack_archive(packed, packed.parent)
+                packed.unlink()
     except (OSError, RuntimeError, ValueError) as error:   # ValueError: another sha256
         source, why = ARCHIVES.get(name, (RAW,))[0], " ".join(str(error).split())
         raise FetchError(f"{name} could not be fetched from {source} into {folder} ({why}). {_advice(spec)}") from error

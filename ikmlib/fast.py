@@ -11,8 +11,6 @@
 
 A layer `conv` is an `nn.Conv2d` or a `layers.IKMConv2d`, which alone has `attention`.
 """
-from __future__ import annotations
-
 import ctypes
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,6 +22,9 @@ from torch import Tensor, nn
 from torch.amp import is_autocast_available
 from torch.nn.modules.utils import _ntuple
 
+from ikmlib.config import require
+
+GRADIENTS = ("iso", "go", "autograd")
 # Pixels up to which a batch of images, each with its own kernel, is convolved faster in one call on a CPU
 SMALL = 32 * 32
 
@@ -31,8 +32,9 @@ SMALL = 32 * 32
 # --- one layer ------------------------------------------------------------------------------------------------------
 
 
-def check_attention(x: Tensor, weight: Tensor, attention: Tensor | float) -> None:
-    """Raise ValueError unless the attention is a number, (B, Ci, k, k) or (1, Ci, k, k)."""
+def check(x: Tensor, weight: Tensor, attention: Tensor | float, gradient: str) -> None:
+    """Raise ValueError for an unknown rule, or unless the attention is a number, (B, Ci, k, k) or (1, Ci, k, k)."""
+    require("gradient rule", gradient, GRADIENTS)
     allowed = [(images, *weight.shape[1:]) for images in (x.shape[0], 1)]
     if isinstance(attention, Tensor) and tuple(attention.shape) not in allowed:
         raise ValueError(f"attention must be a number or of shape {' or '.join(map(str, allowed))}, not "
@@ -98,20 +100,18 @@ def modulated_conv2d(x: Tensor, weight: Tensor, attention: Tensor | float, bias:
 
     Where one kernel serves all images, it is one plain convolution. The batch may be empty.
     """
-    check_attention(x, weight, attention)
+    check(x, weight, attention, gradient)
     geometry, images = [_ntuple(2)(n) for n in (stride, padding, dilation)], x.shape[0]
     device = x.device.type
     if is_autocast_available(device) and torch.is_autocast_enabled(device):   # the custom backward is outside its reach
         x, weight = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (x, weight))
     if isinstance(attention, Tensor) and (attention.shape[0] < 2 or gradient == "go"):
         attention = attention.mean(0) if attention.shape[0] else 1.0
-    each = isinstance(attention, Tensor) and attention.dim() == 4
-    if not each and gradient == "iso":
-        kernels = _IsoKernels.apply(weight, attention, max(images, 1))
-    else:
-        kernels = (weight * (attention[:, None] if each else attention)).to(weight.dtype)   # in its memory format
-    if not each:
-        return F.conv2d(x, kernels, bias, *geometry)
+    if not isinstance(attention, Tensor) or attention.dim() == 3:   # one kernel for all images
+        if gradient == "iso":
+            return F.conv2d(x, _IsoKernels.apply(weight, attention, max(images, 1)), bias, *geometry)
+        return F.conv2d(x, (weight * attention).to(weight.dtype), bias, *geometry)
+    kernels = (weight * attention[:, None]).to(weight.dtype)   # in its memory format
     if gradient == "iso":
         y = _IsoGradient.apply(_conv_each(x, kernels.detach(), *geometry), x, weight, attention, *geometry)
     else:
@@ -121,7 +121,7 @@ def modulated_conv2d(x: Tensor, weight: Tensor, attention: Tensor | float, bias:
 
 def after_relu(conv: nn.Conv2d) -> dict[str, float]:
     """What to call a layer with, beside an input that comes from a ReLU: {"attention": a} where the ReLU makes it the
-    same number for every image (without a NaN, which is not principal), {} otherwise and for a plain convolution.
+    same number for every image (where no value is NaN), {} otherwise and for a plain convolution.
     """
     if not hasattr(conv, "attention") or conv.strict or isinstance(conv.tau, str) or conv.tau > 0:
         return {}
@@ -132,7 +132,10 @@ def after_relu(conv: nn.Conv2d) -> dict[str, float]:
 
 
 def alike(convs: Sequence[nn.Conv2d]) -> bool:
-    """Whether there are layers and all have the same kind and options, so that one convolution can serve them all."""
+    """Whether there are layers and all have the same kind and options, so that one convolution can serve them all.
+    Layers with hooks (of pruning, of counters; not those of `attending`) have to be called themselves."""
+    if any(c._forward_hooks or c._forward_pre_hooks.keys() - c._forward_pre_hooks_with_kwargs for c in convs):
+        return False
     return len({(type(conv), *(getattr(conv, name) for name in getattr(conv, "options", ()))) for conv in convs}) == 1
 
 
@@ -175,8 +178,13 @@ class Captured:
 
     def __call__(self, x: Tensor) -> Tensor:
         self.calls += 1
-        if self.calls <= 3:   # libraries choose their kernels and allocate
-            return self._on_side_stream(x)
+        if self.calls <= 3:   # libraries choose their kernels and allocate; not on the main stream, before a capture
+            main = torch.cuda.current_stream()
+            self.side.wait_stream(main)
+            with torch.cuda.stream(self.side):
+                y = self.function(x)
+            main.wait_stream(self.side)
+            return y
         if self.calls == 4:
             self._capture(x)
         if self.graph is None:
@@ -184,15 +192,6 @@ class Captured:
         self.input.copy_(x)
         self.graph.replay()
         return self.output.clone()
-
-    def _on_side_stream(self, x: Tensor) -> Tensor:
-        """A plain call, not on the main stream, as the calls before a capture must be."""
-        main = torch.cuda.current_stream()
-        self.side.wait_stream(main)
-        with torch.cuda.stream(self.side):
-            y = self.function(x)
-        main.wait_stream(self.side)
-        return y
 
     def _capture(self, x: Tensor) -> None:
         graph, main, self.input = torch.cuda.CUDAGraph(), torch.cuda.current_stream(), x.clone()

@@ -1,12 +1,11 @@
 """Files that are always whole: the old one or the new one, also after a kill or a power cut; and one clear line for
 those that are not."""
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import io
 import json
 import os
+import time
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -47,7 +46,7 @@ def _sync(path: Path) -> None:
 def write_bytes(path: Path, data: bytes) -> None:
     """Write to a temporary file beside `path`, which then takes its place. Raises OSError with the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{time.monotonic_ns()}")   # containers share pids
     try:
         temporary.write_bytes(data)
         _sync(temporary)   # before it gets its name: a power cut finds the old file or the new one

@@ -7,8 +7,6 @@ Two pure functions make an IKM layer: `contextual_attention` computes a_b from a
 the image with a_b * w. `IKMConv2d` calls one after the other. It has one switch: where its `fast` is True (the default)
 it calls the quicker `fast.modulated_conv2d`, the same to rounding.
 """
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,8 +18,8 @@ from torch import Tensor, nn
 
 from ikmlib import fast
 from ikmlib.config import require
+from ikmlib.fast import GRADIENTS
 
-GRADIENTS = ("iso", "go", "autograd")
 TRANSFORMS = ("sigmoid", "softmax", "residual")
 ATTENTIONS = ("none", "ca", "sa", "ikm")
 CONTEXTS = ("own", "constant", "shuffled")
@@ -104,21 +102,6 @@ def contextual_attention(x: Tensor, kernel_size: int | tuple[int, ...], *, tau: 
 # --- image-specific kernel modulation (IKM), Eqs. 7-8 and 12-15 -----------------------------------------------------
 
 
-class IsoKernels(torch.autograd.Function):
-    """Algorithm 1 (IsO): from the shared kernel to the kernels of B images, and from their gradients to its own.
-
-    weight (Co, Ci, k, k), attention (B, Ci, k, k) -> kernels (B, Co, Ci, k, k).
-    """
-
-    @staticmethod
-    def forward(ctx, weight: Tensor, attention: Tensor) -> Tensor:
-        return weight * attention[:, None]   # Eq. 12: w_b = a_b * w
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        return grad.mean(0), None   # Eq. 15: the mean of the dL/dw_b of Eq. 14, without the factors a_b
-
-
 def modulated_conv2d(x: Tensor, weight: Tensor, attention: Tensor | float, bias: Tensor | None = None, *, stride=1,
                      padding=0, dilation=1, gradient: str = "iso") -> Tensor:
     """Convolution of image b with a_b * w (Eq. 7).
@@ -133,14 +116,15 @@ def modulated_conv2d(x: Tensor, weight: Tensor, attention: Tensor | float, bias:
     The bias, if any, is never modulated and has its exact gradient. Raises ValueError for an unknown rule and for an
     attention of another shape.
     """
-    require("gradient rule", gradient, GRADIENTS)
-    fast.check_attention(x, weight, attention)
+    fast.check(x, weight, attention, gradient)
     if not isinstance(attention, Tensor):
         attention = x.new_full((1, 1, 1, 1), attention)
     attention = attention.expand(len(x), *weight.shape[1:])
     if gradient == "go":
         return F.conv2d(x, weight * attention.mean(0), bias, stride, padding, dilation)
-    kernels = IsoKernels.apply(weight, attention) if gradient == "iso" else weight * attention[:, None]   # Eq. 12
+    kernels = weight * attention[:, None]   # Eq. 12: w_b = a_b * w
+    if gradient == "iso":                   # Algorithm 1: the same kernels, but the gradient of w is Eq. 15's
+        kernels = kernels.detach() + (weight - weight.detach()) / len(x)
     groups = x.flatten(0, 1)[None].contiguous()   # in some other memory formats PyTorch's float64 gradients are wrong
     y = F.conv2d(groups, kernels.flatten(0, 1), None, stride, padding, dilation, groups=len(x))
     y = y.unflatten(1, (len(x), -1))[0]           # Eq. 13: each image was a group of channels
@@ -148,7 +132,8 @@ def modulated_conv2d(x: Tensor, weight: Tensor, attention: Tensor | float, bias:
 
 
 class IKMConv2d(nn.Conv2d):
-    """Drop-in for `nn.Conv2d` whose kernel is modulated for each image by that image's own context (Eqs. 7-15).
+    """An `nn.Conv2d`, with one group and zero padding, whose kernel is modulated for each image by that image's own
+    context (Eqs. 7-15).
 
     It has the same parameters and `state_dict` keys, and takes (B, Ci, H, W) or (Ci, H, W) of any size, and any k and
     dilation. `modulated_conv2d` explains `gradient`; `contextual_attention` explains `tau`, `strict` and `transform`.

@@ -4,8 +4,6 @@ Y is ITU-R BT.601 luma (16..235) of the uint8 RGB image, in floating point. With
 first, as MATLAB's rgb2ycbcr of a uint8 image does: that convention reproduces the paper's Bicubic rows at x2 and x4
 (grey images on their own values), the float one the published scores of learned methods, such as IMDN's.
 """
-from __future__ import annotations
-
 import numpy as np
 from skimage.metrics import structural_similarity
 

@@ -4,8 +4,6 @@ An `Architecture` says what is built, in the paper's symbols: N blocks of U dens
 growth g. Every block and every unit takes x (B, C, H, W) and returns the same shape. Blocks and units are written as
 the paper writes them; where their `fast` is True (the default), they compute the same as in `ikmlib.fast`, to rounding.
 """
-from __future__ import annotations
-
 import copy
 import math
 from dataclasses import dataclass
@@ -34,7 +32,7 @@ class Architecture:
 
     block: str = "uhdb"                               # rb | db | rdb | uhdb
     blocks: int = 4                                   # N
-    depths: tuple[int, ...] = (6, 5, 4, 4, 5, 6)      # layers of the U dense units; for rb: one entry a residual block
+    depths: tuple[int, ...] = (6, 5, 4, 4, 5, 6)      # of the U dense units, in layers; rb: of residual blocks
     channels: int = 64                                # C
     growth: int = 12                                  # g
     kernel: int = 3                                   # k of the modulated convolutions
@@ -246,9 +244,8 @@ def complexity(model: nn.Module, scale: int, *, activations: bool = False) -> tu
     if activations:
         counted += (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.AdaptiveAvgPool2d)
     for module in shadow.modules():
-        module.fast = False   # as written, every layer is called
         if isinstance(module, counted):
-            module.register_forward_hook(count)
+            module.register_forward_hook(count)   # with it, a dense unit is computed as written: every layer is called
     with torch.no_grad():
         shadow(torch.empty(1, 3, 360 // scale, 480 // scale, device="meta"))
     return sum(p.numel() for p in model.parameters()), sum(counts)

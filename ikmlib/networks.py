@@ -3,8 +3,6 @@
 The files are in the safetensors format. The header says which network it is, so that it can be built again, holds
 whatever else is known of it, such as the record of its training, and a sha256 of all that is in the file.
 """
-from __future__ import annotations
-
 import hashlib
 import json
 import zipfile

@@ -6,8 +6,6 @@ where it is one in the authors' program, because `models.complexity` counts laye
 x4) is wired, which is missing here; what network made LapSRN's scores at x3; what the last 0.1 K of CARN's printed
 parameters are; why OISR's authors count slightly fewer parameters.
 """
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache, partial
 
@@ -60,7 +58,7 @@ def each(activation: nn.Module, *layers: nn.Module) -> nn.Sequential:
 
 
 def mean_shift(sign: int) -> nn.Module:
-    """x + sign * DIV2K_MEAN as a frozen convolution, whose 12 parameters count (those of CFSRCNN fit so)."""
+    """x + sign * DIV2K_MEAN as a frozen convolution, whose 12 parameters count: only so do CFSRCNN's fit its print."""
     shift = pointwise(3, 3).requires_grad_(False)
     nn.init.dirac_(shift.weight)
     shift.bias.data = sign * torch.tensor(DIV2K_MEAN)

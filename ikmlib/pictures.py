@@ -1,6 +1,4 @@
 """Reading picture files: PNG, JPEG, BMP and WebP of 8 bits, grey or RGB; any other file is refused by its true name."""
-from __future__ import annotations
-
 import io
 import os
 from pathlib import Path

@@ -1,6 +1,4 @@
 """Training that can be stopped at any instant and continued to the identical result, and evaluation."""
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -106,9 +104,7 @@ def pairs(hr_images: Mapping[str, np.ndarray], scale: int) -> Iterator[Pair]:
     image's name, for anything else.
     """
     for name, image in hr_images.items():
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
-            raise ValueError(f"image {name} is {image.dtype} {image.shape}; allowed: uint8 (H, W, 3) and (H, W, 1)")
-        hr = crop_to_multiple(to_rgb(image), scale)
+        hr = crop_to_multiple(to_rgb(image, name), scale)
         yield name, imresize(hr, 1 / scale), hr
 
 
@@ -118,7 +114,7 @@ def evaluate(model: nn.Module, hr_images: Mapping[str, np.ndarray] | Sequence[np
 
     `hr_images`: what `pairs` takes, a list of picture files, or a folder of pictures or a set as `datasets.image_set`
     knows them. Every image goes through the network whole. Raises ValueError as `pairs`, `check_network` and
-    `read_image` do, and for an image that is too small for SSIM.
+    `read_image` do, and for an image that is too small for SSIM; FileNotFoundError for a set that is not installed.
     """
     check_network(model, scale)
     if isinstance(hr_images, (str, Path)):

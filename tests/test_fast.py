@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import prune
 
 from ikmlib import fast
 from ikmlib.convert import convert
@@ -225,3 +226,32 @@ def test_where_capture_fails_a_warning_says_so_and_calls_stay_plain(cuda_graphs)
         found = [captured(torch.tensor([float(i)])).item() for i in range(3, 7)]
     assert found == [6, 8, 10, 12] and len(warned) == 1
     assert cuda_graphs == ["failing", "capture", True]   # tried once; the main stream is current again
+
+
+@pytest.mark.parametrize("attention", ["none", "ikm"])
+def test_hooks_of_every_convolution_are_called_and_pruned_networks_train(attention):
+    """Counters and pruning work by hooks; the fast form computes several convolutions at once, and must not skip them."""
+    network = SRNetwork(replace(ARCHITECTURES["uhdb"], attention=attention), 2)
+    convs, called = [module for module in network.modules() if isinstance(module, nn.Conv2d)], []
+    handles = [conv.register_forward_hook(lambda module, *_: called.append(module)) for conv in convs]
+    x = torch.rand(2, 3, 12, 12)
+    network(x)
+    assert sorted(map(id, called)) == sorted(map(id, convs))
+    for handle in handles:
+        handle.remove()
+    for conv in convs:
+        prune.l1_unstructured(conv, "weight", 0.2)
+    optimiser = torch.optim.SGD(network.parameters(), 0.01)
+    for _ in range(2):
+        optimiser.zero_grad()
+        network(x).square().mean().backward()
+        optimiser.step()
+    fast_one = network(x)
+    for module in network.modules():
+        module.fast = False
+    torch.testing.assert_close(fast_one, network(x), rtol=0, atol=1e-5)
+
+
+def test_an_unknown_gradient_rule_is_refused():
+    with pytest.raises(ValueError, match="gradient rule"):
+        fast.modulated_conv2d(torch.rand(2, 3, 8, 8), torch.rand(4, 3, 3, 3), 1.5, gradient="sgd")

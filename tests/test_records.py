@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pandas as pd
@@ -27,6 +28,16 @@ from ikmlib.study.records import Run
 from ikmlib.trainers import Trainer, TrainingDiverged, evaluate, mae, mae_y, pairs, super_resolve
 
 SMOKE = PROFILES["smoke"]
+
+
+def test_processes_with_one_pid_write_the_same_file_at_once(tmp_path):
+    """Containers on several machines share pids, and threads do."""
+    def write(_):
+        files.write_bytes(tmp_path / "file", b"whole" * 1000)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(write, range(200))) == [None] * 200
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_id_is_of_the_spec_alone():

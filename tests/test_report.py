@@ -320,7 +320,7 @@ def test_the_report_names_the_verdicts_that_pooling_decides():
     words = comparisons.claim({"a": d}, config.PROFILES["cpu"], paper="p", holds="h.")
     rows = pd.DataFrame([{"claim": "C2", **words}, {"claim": "C7", "because": "h."}])
     assert report.by_own(rows).endswith(
-        "1 verdicts would be others (C2 IKM is as good as CA and SA, undecided). ")
+        "these verdicts would be others: C2 IKM is as good as CA and SA, undecided. ")
     assert report.by_own(rows.tail(1)) == ""
 
 

@@ -67,6 +67,10 @@ def test_exported_weights_are_the_run_s(trained, file):
     assert records.read_record(run.folder) == {k: v for k, v in record.items() if k not in ("scores", "sha256")}
     before = file.read_bytes()
     assert weights.export(folder) == file and file.read_bytes() == before   # byte for byte
+    later = folder / "scores_Set5.csv"   # of a set that was installed later
+    files.write_bytes(later, (folder / "scores.csv").read_bytes().replace(b"embedded-test", b"Set5"))
+    assert weights.load(weights.export(folder))[1]["scores"] == {"Set5": scores, "embedded-test": scores}
+    later.unlink()
     assert main(["weights", "export", str(folder), "--half"]) == 0
     halved = weights.load(file)[0].state_dict()
     assert all(tensor.dtype == torch.float32 and torch.equal(tensor, state[name].half().float())

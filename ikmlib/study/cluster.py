@@ -3,8 +3,6 @@
 Ray places the tasks, and gives those of a node that died to another one, which continues from their last checkpoints.
 Locks keep two tasks from one run, so the folder needs a file system that knows them, such as NFS 4.
 """
-from __future__ import annotations
-
 import contextlib
 import math
 import time
@@ -39,8 +37,9 @@ def train(runs: Sequence[Run], address: str, jobs: int | None = None, time_limit
     """Train the runs that are not finished, in order; returns how many diverged or failed. A run that fails stops no
     other, and one bar shows the updates of all. After `time_limit` seconds all tasks save and end.
 
-    `address`: of the cluster; an empty one starts Ray on this machine. A task takes a CPU core or, where the cluster
-    has GPUs, one of `jobs` (default 4) equal parts of a GPU. Raises what `ray.init` raises without a cluster there.
+    `address`: of the cluster; an empty one joins the Ray that runs here, else starts one. A task takes a CPU core or,
+    where the cluster has GPUs, one of `jobs` (default 4) equal parts of a GPU. Raises what `ray.init` raises without a
+    cluster there.
     """
     variables = places() | {"IKM_RESULTS": str(config.results_root().resolve()), "IKM_COMMIT": records.git_commit(),
                             "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}

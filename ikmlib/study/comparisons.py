@@ -3,8 +3,6 @@
 `summary` puts the networks of an artefact beside the paper's numbers. `compare` answers its questions, each a weighted
 sum of paired scores with an interval. `claim` applies the verdict rule to the answers.
 """
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

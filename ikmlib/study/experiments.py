@@ -4,8 +4,6 @@ A part is a table or figure of the paper, or a set of controls: a grid of cells.
 value of each of the part's factors and stands for a run with seed 0. PLAN says at which profiles and with which seeds
 cells are trained. Parts share runs: U-HDB with IKM at x2 is trained once and serves many of them.
 """
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 

@@ -2,8 +2,6 @@
 
 Its verdicts are rows of `claims.csv` there, one a comparison; the report is made of these rows alone.
 """
-from __future__ import annotations
-
 import ast
 import io
 import re

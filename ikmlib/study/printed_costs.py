@@ -1,7 +1,5 @@
 """The costs that the paper's tables print: of the other methods of Tables I and II, beside the same networks counted
 now; and what it would cost to train them."""
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

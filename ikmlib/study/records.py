@@ -5,8 +5,6 @@ A run is the unit of evidence: it is trained once and serves every table that ne
 `scores.csv` (a row an image) and `curve.csv`, or `diverged.json`. `weights.pt` and the `checkpoint.pt` of an unfinished
 run are not committed.
 """
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -71,13 +69,13 @@ class Run:
     peer: str = ""              # one of `peers.PEERS`, in place of `arch`, which is then ignored
 
     @classmethod
-    def of(cls, profile: Profile, arch: Architecture, seed: int, scale: int = 2) -> Run:
+    def of(cls, profile: Profile, arch: Architecture, seed: int, scale: int = 2) -> "Run":
         """The run of an architecture at a profile's budget."""
         return cls(profile.name, arch, scale, seed, profile.updates, profile.batch, profile.patch, profile.train_sets,
                    profile.rate, profile.schedule)
 
     @classmethod
-    def from_record(cls, record: dict) -> Run:
+    def from_record(cls, record: dict) -> "Run":
         """The run of a `run.json`."""
         spec = {**record["spec"], "data": tuple(record["spec"]["data"])}
         arch = Architecture(**{**spec.pop("arch"), "depths": tuple(record["spec"]["arch"]["depths"])})
@@ -334,7 +332,7 @@ def check(path: Path) -> None:
     with files.reading(path):
         run = Run.from_record(entry)
         if entry["id"] != run.id or run.folder != path.parent:
-            raise ValueError(f"its spec is that of {run.folder}")
+            raise ValueError(f"its spec is that of {run.folder}, its id {entry['id']}")
         if (entry["params"], entry["multi_adds"]) != run.cost:
             raise ValueError("its params or multi_adds are not those of its network")
         if path.name == "run.json" and (changed := entry["files"].items() ^ digests(path.parent).items()):

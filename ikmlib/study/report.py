@@ -4,8 +4,6 @@ README.md that say what was found.
 All of it is made of the tables under `results/<profile>/`, the finished runs' records and the executed notebook 99,
 which is the article and draws claims.png, so that no report can show a number that no run left.
 """
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -130,7 +128,7 @@ def by_own(rows: pd.DataFrame) -> str:
     other = rows.drop_duplicates("claim").set_index("claim").because.str.extract(r"would be: ([a-z ]+)\.", expand=False)
     other = other.dropna()
     told = "; ".join(f"{in_words(claim)}, {verdict}" for claim, verdict in other.items())
-    return f"By the comparisons' own standard deviations, {len(other)} verdicts would be others ({told}). " * bool(told)
+    return f"By the comparisons' own standard deviations, these verdicts would be others: {told}. " * bool(told)
 
 
 def primary() -> str:

@@ -2,8 +2,6 @@
 
 Papermill executes each of them in a process of its own, which is this module as a program.
 """
-from __future__ import annotations
-
 import os
 import re
 import subprocess

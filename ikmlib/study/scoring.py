@@ -1,7 +1,5 @@
 """Scoring as a step of its own. Where the weights of a finished run are on this machine, `score` measures what its
 record lacks: test sets that were installed later, and PSNR with attention that is not the image's own."""
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 import pandas as pd

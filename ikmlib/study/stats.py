@@ -2,8 +2,6 @@
 
 Declared before the runs: results/PLAN.md.
 """
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 

@@ -1,6 +1,4 @@
 """Trains what the plan declares, in its order, in one process or in several that share the work; says what is left."""
-from __future__ import annotations
-
 import math
 import sys
 import time
@@ -89,15 +87,8 @@ def train_runs(runs: Iterable[Run], *, deadline: float = math.inf, show: bool = 
     return diverged
 
 
-def train(profile: Profile | None, only: Sequence[str], jobs: int | None, time_limit: float = float("inf"),
-          download: bool = True) -> int:
-    """Train the unfinished runs of `queue(profile, only)`, in `jobs` processes that share the queue.
-
-    Without `jobs`, one a core but at most 8, or on a GPU what its memory holds, at most 4. `time_limit` is in seconds.
-    Missing image sets are fetched first if `download`. Returns the exit code, 0 if no run diverged and no process
-    failed. Raises ValueError for `jobs` below 1 and for unknown notebooks, FetchError for a training set,
-    KeyboardInterrupt if a process was stopped.
-    """
+def prepare(profile: Profile | None, jobs: int | None, download: bool) -> None:
+    """Fetch missing image sets if `download`. Raises ValueError for `jobs` below 1, FetchError for a training set."""
     if jobs is not None and jobs < 1:
         raise ValueError(f"--jobs must be 1 or more, not {jobs}")
     sets = profile or PROFILES["cpu"]
@@ -109,12 +100,24 @@ def train(profile: Profile | None, only: Sequence[str], jobs: int | None, time_l
             if name in sets.train_sets:
                 raise
             print(f"note: {error}", file=sys.stderr)   # scores can follow later
+
+
+def train(profile: Profile | None, only: Sequence[str], jobs: int | None, time_limit: float = float("inf"),
+          download: bool = True) -> int:
+    """Train the unfinished runs of `queue(profile, only)`, in `jobs` processes that share the queue.
+
+    Without `jobs`, one a core but at most 8, or on a GPU what its memory holds, at most 4. `time_limit` is in seconds.
+    Returns the exit code, 0 if no run diverged and no process failed. Raises as `prepare` does, ValueError for unknown
+    notebooks, and KeyboardInterrupt if a process was stopped.
+    """
+    prepare(profile, jobs, download)
     with (warnings.catch_warnings(record=True, action="always") as said,
           files.locked(config.results_root() / ".lock", wait=True)):
         jobs = 1 if said else jobs   # on a file system without locks, two would train the same run
     unfinished = sum(not (run.finished or run.diverged) for run in queue(profile, only))
     if jobs is None and records.default_device().type == "cuda":
-        gigabytes = 12 if "DIV2K" in sets.train_sets else 2   # of a process: images, activations, CUDA itself
+        sets = (profile or PROFILES["cpu"]).train_sets
+        gigabytes = 12 if "DIV2K" in sets else 2   # of a process: images, activations, CUDA itself
         jobs = max(1, min(4, int(torch.cuda.get_device_properties(0).total_memory / 1e9 / gigabytes)))
     jobs = min(unfinished, jobs or min(cores(), 8))
     if jobs <= 1:

@@ -1,14 +1,13 @@
 """Trained networks to keep and to use: `results/weights/<run id>.safetensors`. The header of a file holds the record of
 its run, with the scores; see `networks`."""
-from __future__ import annotations
-
 from pathlib import Path
 
+import pandas as pd
 import torch
+from torch import nn
 
 from ikmlib import config
 from ikmlib.files import load_torch, read_csv
-from ikmlib.models import SRNetwork
 from ikmlib.networks import load, write
 from ikmlib.study.records import Run, default_device, read_record
 
@@ -32,7 +31,7 @@ def export(run_folder: str | Path, half: bool = False) -> Path:
     if not local.exists():
         raise FileNotFoundError(f"{run_folder} has no weights.pt: weights are exported where the run was trained")
     state = load_torch(local, record["id"])["model"]
-    scores = read_csv(local.with_name("scores.csv")).groupby("set")
+    scores = pd.concat(map(read_csv, local.parent.glob("scores*.csv"))).groupby("set")   # of sets that came later, too
     record["scores"] = {name: {"images": len(of), "psnr_y": round(of.psnr_y.mean(), 4),
                                "ssim_y": round(of.ssim_y.mean(), 5)} for name, of in scores}
     target = folder() / f"{record['id']}.safetensors"
@@ -40,7 +39,7 @@ def export(run_folder: str | Path, half: bool = False) -> Path:
     return target
 
 
-def trained_network(run: Run) -> SRNetwork | None:
+def trained_network(run: Run) -> nn.Module | None:
     """The network of a finished run on the default device, in evaluation mode; None if its weights are not at hand.
     Raises ValueError for a damaged file."""
     local = run.folder / "weights.pt"
