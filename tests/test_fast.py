@@ -230,7 +230,7 @@ def test_where_capture_fails_a_warning_says_so_and_calls_stay_plain(cuda_graphs)
 
 @pytest.mark.parametrize("attention", ["none", "ikm"])
 def test_hooks_of_every_convolution_are_called_and_pruned_networks_train(attention):
-    """Counters and pruning work by hooks; the fast form computes several convolutions at once, and must not skip them."""
+    """Counters and pruning work by hooks, which one convolution in place of several must not skip."""
     network = SRNetwork(replace(ARCHITECTURES["uhdb"], attention=attention), 2)
     convs, called = [module for module in network.modules() if isinstance(module, nn.Conv2d)], []
     handles = [conv.register_forward_hook(lambda module, *_: called.append(module)) for conv in convs]
