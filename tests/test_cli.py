@@ -61,7 +61,7 @@ def test_dry_run_names_the_notebooks(results, capsys):
 
 
 def test_status_is_the_plan_with_the_hours_left(results, capsys):
-    for words, lines in ((["status"], "abcdefg"), (["status", "--profile", "smoke"], ["smoke"])):
+    for words, lines in ((["status"], "abcdefgh"), (["status", "--profile", "smoke"], ["smoke"])):
         assert main(words) == 0
         *rows, last = capsys.readouterr().out.splitlines()
         assert "0 of " in last and last.endswith("hours left, one run at a time: not known before a run is finished on "
