@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--scale", type=int, choices=(2, 3, 4), help="default: what --weights is for, or 2")
     sub.add_argument("--weights", type=Path, metavar="FILE", help="default: the best of results/weights for the scale")
     sub = command(score, epilog="Low-resolution pictures are made as by MATLAB's imresize. Each goes through the\n"
-                  "network whole, as in the study, which takes about 0.6 GB per megapixel of the result at x2.")
+                  "network whole, as in the study, which takes about 0.7 GB per megapixel of the result at x2.")
     sub.add_argument("images", metavar="FOLDER_OR_SET", help="a folder of pictures, or Set5, BSD100 ... by name")
     sub.add_argument("--weights", type=Path, metavar="FILE", required=True, help="of `ikmlib.save`, or of the study")
     sub.add_argument("--scale", type=int, choices=(2, 3, 4), help="refuse weights that are for another scale")

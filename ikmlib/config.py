@@ -5,6 +5,7 @@ suits so many updates. Equations, loss, data split and scoring are the same in a
 """
 import os
 import shutil
+import subprocess
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,8 +94,10 @@ def get_profile(name: str) -> Profile:
 
         name = "small" if torch.cuda.is_available() else "smoke"
         if name == "smoke" and shutil.which("nvidia-smi"):
-            warnings.warn(f"nvidia-smi is there, but torch {torch.__version__} finds no GPU: it is built without CUDA, "
-                          "or for a newer driver. IKM_TORCH_INDEX can name an index of another build (./run_all.sh "
-                          "--help)", stacklevel=2)
+            words = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+            driver = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+            warnings.warn(f"nvidia-smi is there, but torch {torch.__version__} finds no GPU: the NVIDIA driver "
+                          f"({driver}) may be too old for it, or it is built without CUDA. IKM_TORCH_INDEX can name "
+                          "an index of another build (./run_all.sh --help)", stacklevel=2)
     require("profile", name, ("auto", *PROFILES))
     return PROFILES[name]

@@ -233,7 +233,7 @@ def test_the_whole_network_is_judged_alone(results, executed, bonus, verdict):
     (0.1, 0, "supported", "*holds*: its interval lies above 0.", "IKM gains"),
     (-0.1, 0, "not supported", "*fails*: its interval lies below 0.02 dB.", "IKM loses"),
     (-0.002, 0.006, "not supported", "*fails*: its interval lies below 0.02 dB.",
-     "IKM gains nothing, or at most 0.0"),
+     "IKM gains nothing, or at most {:.3f} dB"),
     (0.01, 0.03, "undecided", "is *undecided*: its interval contains 0 and reaches above 0.02 dB.",
      "it is undecided whether IKM gains")])
 def test_the_primary_endpoint_is_told_first_while_all_else_waits(
@@ -252,7 +252,8 @@ def test_the_primary_endpoint_is_told_first_while_all_else_waits(
     for claim, said in page.verdicts.items():
         writes.verdict(claim, **said)
     endpoint, (_, _, _, verdicts, waits) = report.primary(), report.opening().split("\n\n")
-    assert f"looked hardest, {told}" in endpoint and "with 10 seeds" in endpoint
+    told = told.format(*page.verdicts["C1, U-HDB"]["comparisons"].high)
+    assert f"looked hardest, {told}.** " in endpoint and "with 10 seeds" in endpoint
     assert "on Set5 alone, where the paper prints +0.09 dB. This" in endpoint
     assert endpoint.endswith(f"before the runs, the gain over all test images {outcome}")
     assert f"claims: 1 {verdict} (C1 U-HDB); 1 not tested" in verdicts and "runs:** C1. Finished" in waits

@@ -220,5 +220,5 @@ def test_auto_says_so_where_there_is_a_driver_but_no_gpu_is_found(tmp_path, monk
     program.write_text("#!/bin/sh\necho 470.57\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    with pytest.warns(UserWarning, match=r"torch 2\..* finds no GPU: .*IKM_TORCH_INDEX"):
+    with pytest.warns(UserWarning, match=r"torch 2\..* finds no GPU: the NVIDIA driver \(470.57\).*IKM_TORCH_INDEX"):
         assert config.get_profile("auto").name == "smoke"

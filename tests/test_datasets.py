@@ -57,7 +57,8 @@ def put_set(root: Path, name: str, layout: str) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("[!.]*") if path.is_file()}
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*")
+            if path.is_file() and path.name != ".lock"}
 
 
 def publish(monkeypatch, tmp_path: Path, images: dict[str, bytes]) -> None:
